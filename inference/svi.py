@@ -1,0 +1,175 @@
+"""Stochastic variational inference: any Pyro ELBO over any program and guide, one step as a recorded graph."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_dgm.errors import ProgramError
+from ppl_dgm.program import Program, as_program
+from ppl_dgm.registry import algorithm
+from ppl_dgm.tracing import data_dim, latent_sites, sites
+
+from .training import GradientLearner, Objective, checked_run
+
+__all__ = ["SVI"]
+
+_ELBOS: dict[str, Callable[..., ELBO]] = {
+    "trace": Trace_ELBO,
+    "mean_field": TraceMeanField_ELBO,
+    "graph": TraceGraph_ELBO,
+    "enum": TraceEnum_ELBO,
+    "renyi": RenyiELBO,
+}
+
+
+@algorithm("svi")
+@dataclass(frozen=True)
+class SVI(GradientLearner):
+    """Stochastic variational inference, max over parameters of
+
+        ELBO(x) = E_q(z|x) [ log p(x, z) - log q(z | x) ]  <=  log p(x).
+
+    The objective is -ELBO per example, in nats. With minibatches, the sites inside the plate `data` are rescaled, so that the objective of
+    a program with global latent sites stays unbiased.
+
+    Arguments:
+        elbo: "trace" (any guide), "mean_field" (analytic KL; the guide must factorise like the model), "enum" (discrete sites summed out),
+            "graph" (Rao-Blackwellised score function), "renyi" (importance weighted, `particles` draws), or any `pyro.infer.ELBO` object.
+        particles: Monte Carlo draws per example.
+        kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
+        guide: the name of one of Pyro's autoguides, for a program without a guide ("AutoNormal" unless given).
+        Others: see `GradientLearner`.
+
+    Raises:
+        ProgramError: minibatches without a plate `data`; a guide that does not match.
+        NumericalError: the objective left the finite numbers; the message names the site.
+
+    Source: Hoffman et al. 2013; Kingma and Welling 2014; Burda et al. 2016 ("renyi" with alpha 0).
+
+    Example:
+        >>> import ppl_dgm as dgm
+        >>> method = dgm.SVI(elbo="mean_field", epochs=100, patience=10, kl_weight=lambda epoch: min(1.0, epoch / 20))
+    """
+
+    elbo: Any = "trace"
+    particles: int = 1
+    kl_weight: float | Callable[[int], float] = 1.0
+    guide: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.elbo, ELBO) and self.elbo not in _ELBOS:
+            raise ProgramError(f"SVI: elbo must be one of {', '.join(_ELBOS)} or a pyro.infer.ELBO object, but it is {self.elbo!r}.")
+        if self.particles < 1 or (self.elbo == "renyi" and self.particles < 2):
+            raise ProgramError(f"SVI: particles must be at least {2 if self.elbo == 'renyi' else 1}, but it is {self.particles}.")
+        if self.elbo == "enum" and self.kl_weight != 1.0:
+            raise ProgramError("SVI: kl_weight has no meaning for elbo='enum', whose discrete sites are summed out; leave it at 1.")
+
+    @property
+    def aim(self) -> str:
+        name = self.elbo if isinstance(self.elbo, str) else type(self.elbo).__name__
+        return f"-ELBO ({name}), nats per example"
+
+    def prepare(self, program: Program, batch: tuple) -> Program:
+        if not program.has_guide and self.elbo != "enum":
+            trace = checked_run(program, batch)
+            if latent_sites(trace):
+                program = as_program(program, self.guide or "AutoNormal")
+        guide = program.run_guide if program.has_guide else None
+        trace = checked_run(program, batch, guide)
+        if self.batch_size is not None and isinstance(batch[0], Tensor) and batch[0].dim():
+            _check_data_plate(program, trace)
+        return program
+
+    def objective(self, program: Program, total: int) -> Objective:
+        return _NegativeELBO(self, program, total, self.kl_weight)
+
+    def validation(self, program: Program, total: int) -> Objective:
+        return _NegativeELBO(self, program, total, 1.0).value
+
+    def gradients(self, program: Program, objective: Any, parameters: list[Tensor]) -> Callable[..., tuple]:
+        if hasattr(objective.elbo, "differentiable_loss"):
+            return super().gradients(program, objective, parameters)
+
+        def loss_and_gradients(*batch: Tensor) -> tuple:  # some of Pyro's objectives call backward themselves
+            for parameter in parameters:
+                parameter.grad = None
+            loss = objective.elbo.loss_and_grads(objective.model, objective.guide, *batch)
+            gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            return (torch.as_tensor(loss).detach(), *gradients)
+
+        return loss_and_gradients
+
+
+class _NegativeELBO:
+    """-ELBO per example of one batch, by a Pyro ELBO object over the program's model and guide."""
+
+    def __init__(self, options: SVI, program: Program, total: int, kl_weight: float | Callable[[int], float]) -> None:
+        self.kl_weight = kl_weight
+        self.weight: Tensor | None = None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
+        self.live = [] if self.weight is None else [self.weight]
+        self.elbo = options.elbo if isinstance(options.elbo, ELBO) else _elbo(options.elbo, options.particles)
+        story = config_enumerate(program.run_model, "parallel") if isinstance(self.elbo, TraceEnum_ELBO) else program.run_model
+        self.model = self._scaled(story, total)
+        self.guide = self._scaled(program.run_guide, total) if program.has_guide else _empty_guide
+
+    def _scaled(self, story: Callable, total: int) -> Callable:
+        def run(*batch: Any) -> Any:
+            rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else 1
+            with _PerExample(rows, total, self.weight):
+                return story(*batch)
+
+        return run
+
+    def begin_epoch(self, epoch: int) -> None:
+        if self.weight is not None:
+            self.weight.fill_(self.kl_weight(epoch) if callable(self.kl_weight) else self.kl_weight)
+
+    def __call__(self, *batch: Any) -> Tensor:
+        return self.elbo.differentiable_loss(self.model, self.guide, *batch)
+
+    def value(self, *batch: Any) -> float:
+        return self.elbo.loss(self.model, self.guide, *batch)
+
+
+class _PerExample(Messenger):
+    """Scales log densities so that their sum estimates the data set's per-example average.
+
+    A site inside the plate `data` counts 1 / rows of the batch; a global site 1 / rows of the data set. Latent sites count `weight` times.
+    """
+
+    def __init__(self, rows: int, total: int, weight: Tensor | None) -> None:
+        super().__init__()
+        self.rows, self.total, self.weight = rows, total, weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        data = next((frame for frame in msg["cond_indep_stack"] if frame.name == "data"), None)
+        own_subsampling = data is not None and data.size != self.rows  # the program draws its own minibatches and rescales them itself
+        msg["scale"] = msg["scale"] * (1.0 / (self.rows if data is not None and not own_subsampling else self.total))
+        if self.weight is not None and not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def _elbo(name: str, particles: int) -> ELBO:
+    if name == "renyi":
+        return RenyiELBO(alpha=0.0, num_particles=particles, vectorize_particles=False)
+    return _ELBOS[name](num_particles=particles, vectorize_particles=False)
+
+
+def _empty_guide(*args: Any) -> None:
+    """The guide of a program without latent sites, or one whose latent sites are all summed out."""
+
+
+def _check_data_plate(program: Program, trace: Any) -> None:
+    if all(data_dim(node) is None for node in sites(trace).values()):
+        raise ProgramError(
+            f"{program.name!r} has no plate named 'data' around its observations, so minibatches cannot be rescaled; "
+            "name that plate 'data', or pass batch_size=None to use all rows at each step."
+        )

@@ -1,0 +1,57 @@
+"""The zoo: one program per file, one folder per family; a program is imported when it is first named."""
+
+import difflib
+import importlib
+from typing import Any
+
+from ppl_dgm.errors import ProgramError
+
+# program -> the module that defines it
+_ZOO = {
+    "MixtureOfGaussians": "mixtures.gaussian",
+    "MixtureOfCategoricals": "mixtures.categorical",
+    "ProbabilisticPCA": "latent.ppca",
+    "VAE": "latent.vae",
+    "TopDownVAE": "hierarchical.top_down",
+    "RealNVP": "flows.realnvp",
+    "RBM": "energy.rbm",
+    "DiffusionChain": "diffusion.ddpm",
+    "Circuit": "circuits.circuit",
+}
+
+__all__ = [*_ZOO, "find", "names"]
+
+
+def names() -> list[str]:
+    """Names of all programs."""
+    return list(_ZOO)
+
+
+def find(name: str) -> Any:
+    """The program class of that name (case, spaces, dashes and underscores do not matter).
+
+    Raises:
+        ProgramError: there is none; the message lists those that there are.
+    """
+    plain = {_plain(known): known for known in _ZOO}
+    if _plain(name) not in plain:
+        close = difflib.get_close_matches(_plain(name), plain, 1)
+        hint = f"did you mean {plain[close[0]]}? " if close else ""
+        raise ProgramError(f"model {name!r} is not in the zoo; {hint}there are: {', '.join(_ZOO)}.")
+    return __getattr__(plain[_plain(name)])
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ZOO:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ZOO[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ZOO})

@@ -1,0 +1,1 @@
+"""Probabilistic circuits: every answer exact, in one or two passes."""

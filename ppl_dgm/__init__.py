@@ -1,0 +1,40 @@
+"""Deep generative models as Pyro programs: sample, score, infer and learn any of them, and say how exact the answer is."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it; imported on first use, so that `import ppl_dgm` is fast
+_NAMES = {
+    "Answer": "program", "FunctionProgram": "program", "Program": "program", "as_program": "program",
+    "infer": "tasks", "learn": "tasks", "sample": "tasks", "score": "tasks",
+    "Fit": "results", "Posterior": "results", "Score": "results",
+    "card": "cards", "check": "checking",
+    "algorithm": "registry", "algorithms": "registry",
+    "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
+    "ProgramError": "errors", "TaskUnavailable": "errors",
+    "SVI": "inference.svi", "MaximumLikelihood": "inference.maximum_likelihood", "EM": "inference.em",
+    "ClosedForm": "inference.closed_form", "ContrastiveDivergence": "inference.contrastive_divergence",
+    "Denoising": "inference.denoising", "Exact": "inference.exact", "ELBO": "inference.elbo",
+    "ImportanceWeighted": "inference.importance", "Importance": "inference.importance",
+    "SimpleMonteCarlo": "inference.importance", "Amortised": "inference.amortised",
+    "PyroNUTS": "inference.pyro_mcmc", "PyroHMC": "inference.pyro_mcmc",
+}  # fmt: skip
+_MODULES = ("data", "distributions", "evaluate", "inference", "models", "nn", "plots")
+
+__all__ = [*_NAMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,26 @@
+"""Data sets, their splits, and checks of what a user hands in."""
+
+from .catalogue import load, names
+from .checks import check_observations, describe_support
+from .dataset import Dataset
+from .digits import digits
+from .folder import binary, mnist
+from .tables import read, write
+from .toys import checkerboard, eight_gaussians, moons, pinwheel
+
+__all__ = [
+    "Dataset",
+    "binary",
+    "check_observations",
+    "checkerboard",
+    "describe_support",
+    "digits",
+    "eight_gaussians",
+    "load",
+    "mnist",
+    "moons",
+    "names",
+    "pinwheel",
+    "read",
+    "write",
+]

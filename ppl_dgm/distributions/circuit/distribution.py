@@ -1,0 +1,260 @@
+"""CircuitDistribution: a probabilistic circuit as one Pyro site, with every query that its structure allows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import networkx as nx
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ...errors import DataError, ProgramError, TaskUnavailable
+from .evaluator import Evaluator
+from .layers import Layered, compile_layers
+from .structure import check_structure
+from .tree import Tree, TreePlan
+
+__all__ = ["CircuitDistribution"]
+
+
+class CircuitDistribution(TorchDistribution):
+    """A smooth and decomposable circuit over D categorical variables with values 0 to K - 1; event shape [D].
+
+    One upward pass over the circuit answers evidence and marginal queries with any mask, a second one downward
+    conditionals, conditional sampling and, where the circuit is deterministic, the most probable completion. A mask
+    is True where an entry is observed; the other entries of x are never looked at. All answers are exact.
+
+    Build it with `from_tree` or `from_graph`.
+
+    Arguments:
+        evaluator: the compiled circuit.
+        observed: [..., D] bool; the density is then that of the observed entries alone (see `marginal`).
+        batch_shape: independent copies, usually from `expand`.
+
+    Source: H. Poon and P. Domingos (2011), Sum-product networks; Y. Choi, A. Vergari and G. Van den Broeck (2020),
+    Probabilistic circuits; C. Chow and C. Liu (1968) for the tree.
+
+    >>> table = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]])
+    >>> circuit = CircuitDistribution.from_tree([-1, 0], table.log())
+    >>> circuit.log_prob(torch.tensor([0, 0])).exp()
+    tensor(0.4500)
+    >>> circuit.log_prob(torch.tensor([0, 0]), mask=torch.tensor([False, True])).exp()
+    tensor(0.5500)
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        observed: Tensor | None = None,
+        batch_shape: Sequence[int] = (),
+        validate_args: bool | None = None,
+    ) -> None:
+        self.evaluator = evaluator
+        shape = torch.Size(batch_shape)
+        if observed is not None:
+            if observed.dtype != torch.bool or observed.shape[-1:] != (evaluator.variables,):
+                raise ProgramError(
+                    f"a circuit's mask has dtype {observed.dtype} and shape {tuple(observed.shape)}, but a bool tensor "
+                    f"[..., {evaluator.variables}] was expected: True where an entry is observed."
+                )
+            shape = torch.broadcast_shapes(shape, observed.shape[:-1])
+        self.observed = observed
+        super().__init__(shape, torch.Size([evaluator.variables]), validate_args=validate_args)
+
+    @classmethod
+    def from_tree(cls, parents: Sequence[int], logits: Tensor, **kwargs: Any) -> "CircuitDistribution":
+        """p(x) = prod_d p(x_d | x_parent(d)).
+
+        Arguments:
+            parents: for each variable its parent, -1 for a root.
+            logits: [D, K, K] unnormalised log p(x_d = k | x_parent = j) at [d, j, k]; a root uses j = 0.
+
+        Raises:
+            ProgramError: the parents form no tree, or the shape does not fit.
+        """
+        if logits.dim() != 3 or logits.shape[0] != len(parents) or logits.shape[1] != logits.shape[2]:
+            raise ProgramError(
+                f"logits has shape {tuple(logits.shape)}, but [{len(parents)}, K, K] was expected: one table for each variable."
+            )
+        return cls(Tree(TreePlan.build(parents, logits.device), logits.log_softmax(-1)), **kwargs)
+
+    @classmethod
+    def from_graph(
+        cls,
+        graph: nx.DiGraph,
+        values: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        **kwargs: Any,
+    ) -> "CircuitDistribution":
+        """The circuit of a graph that passes `check_structure`, with the graph's own weights.
+
+        Raises:
+            ProgramError: the graph is no smooth and decomposable circuit; the message names the node.
+        """
+        plan, leaves, weights = compile_layers(check_structure(graph, values), device)
+        dtype = dtype or torch.get_default_dtype()
+        return cls(Layered.from_logits(plan, leaves.to(dtype), weights.to(dtype)), **kwargs)
+
+    @property
+    def values(self) -> int:
+        """K."""
+        return self.evaluator.values
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether `map` is available."""
+        return self.evaluator.overlap is None
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.integer_interval(0, self.values - 1), 1)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CircuitDistribution":
+        shape = torch.Size(batch_shape)
+        observed = None if self.observed is None else self.observed.expand(shape + self.event_shape)
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        CircuitDistribution.__init__(new, self.evaluator, observed, shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def marginal(self, observed: Tensor) -> "CircuitDistribution":
+        """The same circuit, of which only some entries are observed: its log_prob sums the others out.
+
+        Arguments:
+            observed: [..., D] bool, True where observed.
+        """
+        return CircuitDistribution(self.evaluator, observed, self.batch_shape, self._validate_args)
+
+    # -- queries ------------------------------------------------------------------------------------------------------
+
+    def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log p(x), or of its observed entries, in nats.
+
+        Arguments:
+            x: [..., D] categories.
+            mask: [..., D] True where observed; the other entries are summed out. Default: all observed, or what
+                `marginal` was given.
+
+        Returns:
+            [...], exact; -inf where the observed entries are impossible.
+
+        Raises:
+            DataError: an observed entry is not a category.
+        """
+        mask = self.observed if mask is None else mask
+        shape = torch.broadcast_shapes(x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]]))
+        rows, observed = self._rows(x, mask, shape)
+        return self.evaluator.log_evidence(rows, observed).reshape(shape)
+
+    def marginals(self, x: Tensor, mask: Tensor) -> Tensor:
+        """p(x_d = k | observed entries) of each variable; an observed one has all mass on its value.
+
+        Returns:
+            [..., D, K] probabilities, exact. Not differentiable.
+
+        Raises:
+            DataError: the observed entries of a row have probability zero.
+        """
+        shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
+        return self.evaluator.marginals(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape, self.values)
+
+    def conditional_sample(self, x: Tensor, mask: Tensor, n: int = 1) -> Tensor:
+        """Exact draws of the missing entries given the observed ones, which are kept.
+
+        Returns:
+            [n, ..., D] int64.
+
+        Raises:
+            DataError: the observed entries of a row have probability zero.
+        """
+        shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
+        rows, observed = self._given(x, mask, shape)
+        with torch.no_grad():
+            drawn = self.evaluator.complete(rows.repeat(n, 1), observed.repeat(n, 1))
+        return drawn.reshape(n, *shape, *self.event_shape)
+
+    def map(self, x: Tensor, mask: Tensor) -> Tensor:
+        """argmax of p(x) over the missing entries, the observed ones kept.
+
+        Returns:
+            [..., D] int64, exact.
+
+        Raises:
+            TaskUnavailable: the circuit is not certified to be deterministic.
+            DataError: the observed entries of a row have probability zero.
+        """
+        if self.evaluator.overlap is not None:
+            raise TaskUnavailable(
+                f"the most probable completion needs a deterministic circuit, but {self.evaluator.overlap}; the nearest "
+                "thing is conditional_sample(x, mask, n) with many draws, of which log_prob names the best."
+            )
+        shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
+        with torch.no_grad():
+            return self.evaluator.maximise(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws of all entries, [*sample_shape, *batch_shape, D] int64; what `marginal` was given plays no part."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        empty = torch.zeros(shape[:-1].numel(), self.event_shape[0], dtype=torch.long, device=self._device)
+        with torch.no_grad():
+            return self.evaluator.complete(empty, torch.zeros_like(empty, dtype=torch.bool)).reshape(shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_d] of each variable, [*batch_shape, D]."""
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x_d] of each variable, [*batch_shape, D]."""
+        return self._moment(2) - self._moment(1) ** 2
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _device(self) -> torch.device:
+        return self.evaluator.tables[0].device
+
+    def _moment(self, power: int) -> Tensor:
+        empty = torch.zeros(1, self.event_shape[0], dtype=torch.long, device=self._device)
+        probs = self.evaluator.marginals(empty, torch.zeros_like(empty, dtype=torch.bool))[0]  # [D, K]
+        values = torch.arange(self.values, device=self._device).to(probs) ** power
+        return (probs @ values).expand(self.batch_shape + self.event_shape)
+
+    def _rows(self, x: Tensor, mask: Tensor | None, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """x and mask as [n, D]; what is not observed becomes category 0."""
+        if x.shape[-1:] != self.event_shape:
+            raise DataError(
+                f"x has shape {tuple(x.shape)}, but the circuit has {self.event_shape[0]} variables: [..., {self.event_shape[0]}] was expected."
+            )
+        full = shape + self.event_shape
+        x = x.expand(full).reshape(-1, *self.event_shape)
+        observed = None if mask is None else mask.expand(full).reshape(-1, *self.event_shape)
+        if self._validate_args:
+            wrong = ~((x >= 0) & (x < self.values) & (x == torch.floor(x)))
+            wrong = wrong if observed is None else wrong & observed
+            if wrong.any():
+                row, column = (int(i) for i in wrong.nonzero()[0])
+                raise DataError(
+                    f"x[{row}, {column}] is {x[row, column].item()}, but the circuit's values are whole numbers from 0 to "
+                    f"{self.values - 1}; set the mask to False where an entry is missing."
+                )
+        x = x if observed is None else torch.where(observed, x, torch.zeros_like(x))
+        return x.long(), observed
+
+    def _given(self, x: Tensor, mask: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Rows to condition on."""
+        rows, observed = self._rows(x, mask, shape)
+        assert observed is not None
+        with torch.no_grad():
+            impossible = self.evaluator.log_evidence(rows, observed) == -torch.inf
+        if impossible.any():
+            raise DataError(
+                f"the observed entries of row {int(impossible.nonzero()[0])} have probability zero under the circuit, so there "
+                "is nothing to condition on; learn it with a pseudo-count above 0."
+            )
+        return rows, observed

@@ -1,0 +1,97 @@
+"""Algorithms and programs by name: looked up lazily, so that naming one imports nothing else."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from .errors import ProgramError
+
+__all__ = ["Algorithm", "algorithm", "algorithms", "find", "resolve"]
+
+# name -> where it lives; the module is imported when the name is first used
+_BUILT_IN = {
+    "svi": "ppl_dgm.inference.svi:SVI",
+    "maximum-likelihood": "ppl_dgm.inference.maximum_likelihood:MaximumLikelihood",
+    "em": "ppl_dgm.inference.em:EM",
+    "closed-form": "ppl_dgm.inference.closed_form:ClosedForm",
+    "contrastive-divergence": "ppl_dgm.inference.contrastive_divergence:ContrastiveDivergence",
+    "denoising": "ppl_dgm.inference.denoising:Denoising",
+    "exact": "ppl_dgm.inference.exact:Exact",
+    "elbo": "ppl_dgm.inference.elbo:ELBO",
+    "importance-weighted": "ppl_dgm.inference.importance:ImportanceWeighted",
+    "importance": "ppl_dgm.inference.importance:Importance",
+    "amortised": "ppl_dgm.inference.amortised:Amortised",
+    "simple-monte-carlo": "ppl_dgm.inference.importance:SimpleMonteCarlo",
+    "pyro-nuts": "ppl_dgm.inference.pyro_mcmc:PyroNUTS",
+    "pyro-hmc": "ppl_dgm.inference.pyro_mcmc:PyroHMC",
+}
+_registered: dict[str, type] = {}
+A = TypeVar("A", bound=type)
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A frozen dataclass of options with one method.
+
+    `run(program, *args, **kwargs)` returns a `Fit` (it learns), a `Posterior` (it infers) or a `Score` (it scores).
+    The verbs hand over between them: `infer` draws from the guide of a `Fit`, `score` reads the evidence of a `Posterior`.
+    """
+
+    def run(self, program: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def algorithm(name: str) -> Callable[[A], A]:
+    """Register an algorithm under a name, so that `method="name"` finds it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @algorithm("my-sampler")
+        ... @dataclass(frozen=True)
+        ... class MySampler:
+        ...     draws: int = 100
+        ...     def run(self, program, *args, **kwargs): ...
+    """
+
+    def register(cls: A) -> A:
+        if not is_dataclass(cls) or not hasattr(cls, "run"):
+            raise ProgramError(f"algorithm {name!r}: {cls.__name__} must be a dataclass with a method run(program, *args).")
+        _registered[name] = cls
+        return cls
+
+    return register
+
+
+def algorithms() -> list[str]:
+    """Names of every algorithm that `method=` understands."""
+    return sorted({*_BUILT_IN, *_registered})
+
+
+def find(name: str) -> type:
+    """The algorithm class of that name.
+
+    Raises:
+        ProgramError: there is none; the message lists those that there are.
+    """
+    key = name.lower().replace("_", "-").replace(" ", "-")
+    if key in _registered:
+        return _registered[key]
+    if key not in _BUILT_IN:
+        close = difflib.get_close_matches(key, algorithms(), 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ProgramError(f"method {name!r} is unknown; {hint}there are: {', '.join(algorithms())}.")
+    module, attribute = _BUILT_IN[key].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def resolve(method: Any, **options: Any) -> Any:
+    """An algorithm object from a name, a class or an object; `options` fill fields of a named one."""
+    if isinstance(method, str):
+        method = find(method)
+    if isinstance(method, type):
+        known = {field.name for field in fields(method)} if is_dataclass(method) else set()
+        return method(**{name: value for name, value in options.items() if name in known})
+    if not hasattr(method, "run"):
+        raise ProgramError(f"method must be a name or an object with a method run, but it is a {type(method).__name__}.")
+    return method

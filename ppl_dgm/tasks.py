@@ -1,0 +1,308 @@
+"""sample, score, infer, learn: the four verbs. Each prepares its arguments and hands over to an algorithm."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .errors import DgmError, ProgramError, TaskUnavailable
+from .program import Program, as_program
+from .randomness import seeded
+from .registry import resolve
+from .results import Fit, Posterior, Score
+from .tracing import latent_sites, sites
+
+__all__ = ["evaluating", "infer", "learn", "predict", "sample", "score"]
+
+
+def sample(
+    program: Any, n: int = 1, *args: Any, given: dict[str, Tensor] | None = None, seed: int | None = None, device: Any = None, **kwargs: Any
+) -> dict[str, Tensor]:
+    """Draw from a program's joint distribution, x, z ~ p(x, z).
+
+    Every site is drawn, also those that the program observes: what comes back is what the program believes before it has seen data.
+
+    Arguments:
+        program: a `Program` or any callable Pyro model.
+        n: number of draws.
+        *args, **kwargs: go to the model (a zoo program needs none).
+        given: {site: value} to hold fixed, each of shape [n, *event] or [*event]; the rest is drawn forward from them. (Circuits and
+            other programs with their own `simulate` condition on evidence instead.)
+        seed, device: random seed; where to run.
+
+    Returns:
+        {site: tensor [n, *shape]}, latent, observed and deterministic sites alike.
+
+    Raises:
+        TaskUnavailable: a given site depends on sites that are not given, so that running forward is not conditioning.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def coin():
+        ...     p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        ...     return pyro.sample("x", dist.Bernoulli(p))
+        >>> sample(coin, 5, seed=0)["x"].shape
+        torch.Size([5])
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ProgramError(f"sample: n must be a positive number of draws, but it is {n!r}.")
+    program = _placed(as_program(program), device)
+    given = {name: torch.as_tensor(value, device=program.device) for name, value in (given or {}).items()}
+    with torch.no_grad(), seeded(seed), program.running(), evaluating(program), _explained(program, args, kwargs):
+        simulate = getattr(program, "simulate", None)
+        if simulate is not None:
+            return simulate(n, given=given or None)
+        story: Callable = _fixed(program, given) if given else poutine.uncondition(program.run_model)
+        if program.draws_n:
+            return _values(story, *args, n=n, **kwargs)
+        return _stacked(story, n, args, kwargs)
+
+
+def score(
+    program: Any, *args: Any, method: Any = None, guide: Any = None, seed: int | None = None, device: Any = None, **kwargs: Any
+) -> Score:
+    """The log density of observations, log p(x), in nats, and how exact it is.
+
+    Arguments:
+        program: a `Program` or any callable Pyro model.
+        *args, **kwargs: the observations, and whatever else the model takes.
+        method: an algorithm (`dgm.ImportanceWeighted(draws=5000)`) or its name; the program's own best answer by default.
+        guide: a guide to use instead of the program's.
+        seed, device: random seed; where to run.
+
+    Returns:
+        One value per example, [batch], or of shape [] for a program without a plate `data`, whose observations are one example.
+
+    Raises:
+        TaskUnavailable: the program has no density, or none that can be computed; the message names the nearest thing that works.
+        DataError: the observations do not fit the program.
+    """
+    program = _placed(as_program(program, guide), device)
+    args = _observations(program, args)
+    with torch.no_grad(), seeded(seed), program.running(), evaluating(program), _explained(program, args, kwargs):
+        method = method or program.default_method("score")
+        if method is None and hasattr(program, "log_density"):
+            return program.log_density(*args, **kwargs)
+        result = resolve(method or _scoring(program, args, kwargs)).run(program, *args, **kwargs)
+    if isinstance(result, Posterior):
+        if result.log_evidence is None:
+            raise TaskUnavailable(f"{result.how} gives a posterior but no evidence; try method='importance-weighted' with a guide.")
+        return result.log_evidence
+    return result
+
+
+def infer(
+    program: Any, *args: Any, method: Any = None, guide: Any = None, seed: int | None = None, device: Any = None, **kwargs: Any
+) -> Posterior:
+    """The posterior over latent sites given observations, p(z | x).
+
+    Arguments:
+        program: a `Program` or any callable Pyro model.
+        *args, **kwargs: the observations, and whatever else the model takes.
+        method: an algorithm (`dgm.PyroNUTS(chains=4)`) or its name. By default the exact posterior where the program knows it, else its
+            guide, else enumeration of discrete sites, else the No-U-Turn sampler. A learner (`dgm.SVI(guide="AutoNormal")`) fits the
+            guide to these observations and draws from it.
+        guide: a guide to use instead of the program's.
+        seed, device: random seed; where to run.
+
+    Returns:
+        A `Posterior`.
+
+    Raises:
+        TaskUnavailable: nothing is latent, or the method cannot handle a site.
+        DataError: the observations do not fit the program.
+    """
+    program = _placed(as_program(program, guide), device)
+    args = _observations(program, args)
+    with seeded(seed), program.running(), evaluating(program), _explained(program, args, kwargs):
+        method = method or program.default_method("infer") or _inference(program, args, kwargs)
+        result = resolve(method).run(program, *args, **kwargs)
+        if isinstance(result, Fit):
+            result = result.posterior(*args, **kwargs)
+    if not isinstance(result, Posterior):
+        raise ProgramError(f"method {type(method).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'.")
+    result.program = program
+    return result
+
+
+def learn(
+    program: Any, data: Any, *args: Any, valid: Any = None, method: Any = None, guide: Any = None,
+    seed: int | None = None, device: Any = None, **kwargs: Any,
+) -> Fit:  # fmt: skip
+    """Values for a program's parameters, given a data set.
+
+    Arguments:
+        program: a `Program` or any callable Pyro model; its parameters are changed in place.
+        data: the observations [n, ...], or a `Dataset`, whose training and validation splits are used.
+        *args, **kwargs: further arguments of the model.
+        valid: observations for early stopping and for every other choice; never trained on.
+        method: an algorithm (`dgm.SVI(epochs=200, patience=20)`) or its name; the program's usual learner by default.
+        guide: a guide to use instead of the program's.
+        seed, device: random seed; where to run.
+
+    Returns:
+        A `Fit`, whose program holds the best parameters seen.
+
+    Raises:
+        DataError: the data do not fit the program; the row and the column or pixel are named. Raised before anything is learned.
+        NumericalError: the objective left the finite numbers; the message names the site.
+    """
+    program = _placed(as_program(program, guide), device)
+    if hasattr(data, "train") and hasattr(data, "valid"):
+        data, valid = data.train, data.valid if valid is None else valid
+    (data, *args_checked) = _observations(program, (data, *args))
+    if valid is not None:
+        (valid,) = _observations(program, (valid,), "valid")
+        kwargs["valid"] = valid
+    method = method or program.default_method("learn") or "svi"
+    with seeded(seed), program.running(), _explained(program, (data, *args_checked), kwargs):
+        result = resolve(method).run(program, data, *args_checked, **kwargs)
+    if not isinstance(result, Fit):
+        raise ProgramError(f"method {type(method).__name__} learns nothing; try one of 'svi', 'em', 'maximum-likelihood'.")
+    return result
+
+
+def predict(posterior: Posterior, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    """Observed and deterministic sites drawn anew under each posterior draw, {site: [draw, *shape]}; see `Posterior.predict`."""
+    program = posterior.program
+    draws = {name: value.flatten(0, 1) for name, value in posterior.draws.items()}
+    count = len(next(iter(draws.values())))
+    collected: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), seeded(seed), program.running(), evaluating(program):
+        for i in range(count):
+            fixed = poutine.condition(poutine.uncondition(program.run_model), {name: value[i] for name, value in draws.items()})
+            for name, value in _values(fixed, *args, **kwargs).items():
+                if name not in draws:
+                    collected.setdefault(name, []).append(value)
+    return {name: torch.stack(values) for name, values in collected.items()}
+
+
+# -- choosing a method -------------------------------------------------------------------------------------------------
+
+
+def _latent(program: Program, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """{site: distribution} of what the program does not observe for these arguments."""
+    trace = poutine.trace(program.run_model).get_trace(*args, **kwargs)
+    return {name: node["fn"] for name, node in latent_sites(trace).items()}
+
+
+def _scoring(program: Program, args: tuple, kwargs: dict) -> str:
+    latent = _latent(program, args, kwargs)
+    if all(fn.has_enumerate_support for fn in latent.values()):
+        return "exact"
+    if program.has_guide:
+        return "importance-weighted"
+    raise TaskUnavailable(
+        f"the density of {program.name!r} needs an integral over {', '.join(map(repr, latent))}; pass guide=... (for instance one that learn "
+        "has fitted) for a lower bound, or method='simple-monte-carlo' for a rough estimate from the prior."
+    )
+
+
+def _inference(program: Program, args: tuple, kwargs: dict) -> str:
+    if hasattr(program, "posterior"):
+        return "exact"
+    if program.has_guide:
+        return "amortised"
+    with torch.no_grad():
+        latent = _latent(program, args, kwargs)
+    if not latent:
+        raise TaskUnavailable(f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer.")
+    if all(fn.has_enumerate_support for fn in latent.values()):
+        return "exact"
+    return "pyro-nuts"
+
+
+# -- preparing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(program: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, fixed batch statistics) for a block; each module gets its own mode back."""
+    modes = [(module, module.training) for module in program.modules()]
+    program.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _explained(program: Program, args: tuple, kwargs: dict) -> Iterator[None]:
+    """Turn what Pyro or torch raise about a broken program into the sentence that `check` finds for it."""
+    try:
+        yield
+    except DgmError:
+        raise
+    except (ValueError, RuntimeError, IndexError, TypeError, AssertionError, NotImplementedError) as error:
+        from .checking import explain
+
+        sentence = explain(program, args, {k: v for k, v in kwargs.items() if k != "valid"}, error)
+        if sentence is None:
+            raise
+        raise ProgramError(sentence) from error
+
+
+def _placed(program: Program, device: Any) -> Program:
+    return program if device is None else program.to(device)
+
+
+def _observations(program: Program, args: tuple, name: str | None = None) -> tuple:
+    """The arguments on the program's device, the first one checked against what the program says it observes."""
+    from .data import check_observations
+
+    if args and program.observed is not None:
+        first = check_observations(args[0], observed=program.observed, support=program.support, site=name or program.site)
+        args = (first, *args[1:])
+    return tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)
+
+
+# -- running forward ---------------------------------------------------------------------------------------------------
+
+
+def _values(story: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    """One run: the values of all sample and deterministic sites (not of plates' subsampling or factors)."""
+    trace = poutine.trace(story).get_trace(*args, **kwargs)
+    return {name: node["value"] for name, node in sites(trace).items()}
+
+
+def _stacked(story: Callable, n: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    """n independent runs, stacked on the left: all at once where vmap can follow the program, else one after another."""
+    first = _values(story, *args, **kwargs)  # with Pyro's checks on, so that a broken program fails with its own reason
+    if n == 1:
+        return {name: value[None] for name, value in first.items()}
+    try:
+        with pyro.validation_enabled(False):
+            return torch.func.vmap(lambda _: _values(story, *args, **kwargs), randomness="different")(torch.zeros(n))
+    except (RuntimeError, ValueError, NotImplementedError):  # Python branches on values, masks, operations without a batching rule
+        runs = [first, *(_values(story, *args, **kwargs) for _ in range(n - 1))]
+    try:
+        return {name: torch.stack([run[name] for run in runs]) for name in first}
+    except (KeyError, RuntimeError):
+        raise TaskUnavailable("the sites or their shapes differ from run to run, so that draws cannot be stacked; draw with n=1.") from None
+
+
+def _fixed(program: Program, given: dict[str, Tensor]) -> Callable:
+    """The model with the given sites held fixed, once it is certain that running it forward is conditioning."""
+
+    def story(*args: Any, **kwargs: Any) -> Any:
+        conditioned = poutine.condition(poutine.uncondition(program.run_model), given)
+        traces = [poutine.trace(conditioned).get_trace(*args, **kwargs) for _ in range(2)]
+        unknown = [name for name in given if name not in traces[0].nodes]
+        if unknown:
+            raise ProgramError(f"given: the program has no site {unknown[0]!r}; it has {', '.join(sites(traces[0]))}.")
+        for trace in traces:
+            trace.compute_log_prob(lambda name, site: name in given)
+        for name in given:
+            if not torch.allclose(traces[0].nodes[name]["log_prob"], traces[1].nodes[name]["log_prob"], equal_nan=True):
+                raise TaskUnavailable(
+                    f"site {name!r} depends on sites that are not given, so running forward does not condition on it; "
+                    f"use infer(...) for the posterior and .predict() for what follows from it."
+                )
+        return conditioned(*args, **kwargs)
+
+    return story
