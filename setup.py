@@ -1,4 +1,4 @@
-"""Where the packages lie: the two folders beside the core install inside it, and no folder is listed by hand."""
+"""Where the packages lie: the two folders beside the core install inside it; no folder is listed by hand."""
 
 from setuptools import find_packages, setup
 

@@ -14,7 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppl_dgm.errors import DataError, NumericalError, ProgramError
-from ppl_dgm.graphs import Recorder
+from ppl_dgm.graphs import Recorder, tolerant_pyro
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.randomness import seeded
@@ -144,7 +144,7 @@ class GradientLearner:
             raise ProgramError(f"{program.name!r} has no parameters to learn: use pyro.param, pyro.module, or attributes of a Program.")
         objective = self.objective(program, total)
         live = [*program.parameters(), *program.buffers(), *getattr(objective, "live", ())]
-        step = Recorder(self.gradients(program, objective, parameters), live=live, backend=self.backend)
+        step = _Step(self.gradients(program, objective, parameters), arguments, live, self.backend)
         optimiser = self._optimiser(parameters)
         validate = None if valid is None else self.validation(program, total)
         state = State(average=[p.detach().clone() for p in parameters] if self.average else [])
@@ -162,7 +162,7 @@ class GradientLearner:
         return Fit(program, pd.DataFrame(state.rows), stopped, cost, self.aim, notes)
 
     def _epochs(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, step: Recorder,
+        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, step: "_Step",
         objective: Objective, validate: Objective | None, optimiser: Any, parameters: list[Tensor], state: State, begun: float,
     ) -> str:  # fmt: skip
         saved = time.perf_counter()
@@ -186,7 +186,7 @@ class GradientLearner:
         return f"all {self.epochs} epochs done"
 
     def _one_epoch(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, step: Recorder, optimiser: Any,
+        self, program: Program, arguments: tuple, total: int, batch_size: int, step: "_Step", optimiser: Any,
         parameters: list[Tensor], state: State,
     ) -> float:  # fmt: skip
         device = parameters[0].device
@@ -274,6 +274,37 @@ class GradientLearner:
         for group in optimiser.param_groups:
             group["lr"] = rate
         return rate
+
+
+class _Step:
+    """One step as a recorded graph, or as plain Python where that is asked for or nothing else works."""
+
+    def __init__(self, function: Callable[..., tuple], arguments: tuple, live: list[Tensor], backend: str) -> None:
+        self.function = function
+        self.fixed = {i: a for i, a in enumerate(arguments) if not isinstance(a, Tensor)}  # graphs take tensors alone
+        self.recorder = Recorder(self._quiet, live, "eager" if backend == "python" else backend)
+        if backend == "python":
+            self.recorder.path = "python"
+
+    @property
+    def path(self) -> str:
+        return self.recorder.path
+
+    @property
+    def seconds(self) -> float:
+        return self.recorder.seconds
+
+    def __call__(self, *batch: Any) -> tuple:
+        if self.recorder.path == "python":
+            return self.function(*batch)
+        return self.recorder(*(a for a in batch if isinstance(a, Tensor)))
+
+    def _quiet(self, *tensors: Tensor) -> tuple:
+        """The function while it is recorded: nothing may look at a value."""
+        rest = iter(tensors)
+        count = len(tensors) + len(self.fixed)
+        with tolerant_pyro(), pyro.validation_enabled(False):
+            return self.function(*(self.fixed[i] if i in self.fixed else next(rest) for i in range(count)))
 
 
 def _take(arguments: tuple, total: int, rows: Tensor) -> tuple:

@@ -51,18 +51,32 @@ class _OwnParameters(Messenger):
         if isinstance(initial, nn.Parameter):  # a module's parameter: the program (or the caller) holds it already
             msg["value"], msg["done"] = initial, True
             return
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        free = self.owner.free_parameters
         key = "p:" + name.replace(".", "|")  # module names may not contain dots
-        if key not in free:
-            if initial is None:
-                return  # a PyroParam, or a name that was never given a value: Pyro's own handling says so
+        held = next((m.free_parameters for m in self.owner.modules() if isinstance(m, Program) and key in m.free_parameters), None)
+        if held is None:
+            if initial is None or _is_pyro_param(self.owner, name):
+                return  # an attribute of a PyroModule, which holds its own value, or a name without a value: left to Pyro
+            held = self.owner.free_parameters
+            constraint = msg["kwargs"].get("constraint", constraints.real)
             start = initial() if callable(initial) else initial
             with torch.no_grad():
-                free[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
-        value = transform_to(constraint)(free[key])
-        value.unconstrained = weakref.ref(free[key])
+                held[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
+        if initial is not None:
+            self.owner.constraints[key] = msg["kwargs"].get("constraint", constraints.real)
+        value = transform_to(self.owner.constraints.get(key, constraints.real))(held[key])
+        value.unconstrained = weakref.ref(held[key])
         msg["value"], msg["done"] = value, True
+
+
+def _is_pyro_param(owner: nn.Module, name: str) -> bool:
+    """Whether `name` is a `PyroParam` attribute of one of the owner's modules."""
+    *path, last = name.split(".")
+    for module in owner.modules():
+        for part in path:
+            module = module._modules.get(part) if module is not None else None  # type: ignore[assignment]
+        if last in (getattr(module, "_pyro_params", None) or ()):
+            return True
+    return False
 
 
 class Program(PyroModule):
@@ -113,7 +127,8 @@ class Program(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.free_parameters = nn.ParameterDict()
+        self.free_parameters = nn.ParameterDict()  # the values of pyro.param statements in plain functions
+        self.constraints: dict[str, constraints.Constraint] = {}
         self.register_buffer("_where", torch.empty(0), persistent=False)
 
     # -- the story ----------------------------------------------------------------------------------------------------
@@ -213,8 +228,11 @@ class FunctionProgram(Program):
         if isinstance(guide, str):
             guide = _autoguide(guide, model)
         self._name = name or getattr(model, "__name__", type(model).__name__)
-        self._signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-        self._model, self._guide = model, guide
+        self._draws_n = False
+        object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "_guide", guide)
+        # held in a list, so that modules which Pyro has run before keep their own names
+        self.parts = nn.ModuleList([part for part in (model, guide, getattr(model, "__self__", None)) if isinstance(part, nn.Module)])
 
     @property
     def name(self) -> str:
@@ -222,7 +240,7 @@ class FunctionProgram(Program):
 
     @property
     def draws_n(self) -> bool:
-        return "n" in self._signature.parameters and isinstance(self._model, Program)
+        return self._draws_n
 
     @property
     def guide(self) -> Any:  # type: ignore[override]
@@ -254,11 +272,11 @@ def as_program(program: Any, guide: Any = None) -> Program:
 
 
 def _with_guide(program: Program, guide: Any) -> Program:
-    """The same program under another guide; its parameters are shared, the model's exact answers are kept."""
+    """The same program, with its own parameters, under another guide."""
     if isinstance(guide, str):
         guide = _autoguide(guide, program)
     other = FunctionProgram(program.run_model, guide, program.name)
-    other.original = program  # a child module: its parameters are found
+    other._draws_n = program.draws_n
     for attribute in ("site", "observed", "support", "values"):
         setattr(other, attribute, getattr(program, attribute))
     return other

@@ -1,8 +1,8 @@
-"""What every test shares: one thread, a fixed seed, an empty param store, the devices present, and the slow shares."""
+"""What every test shares: one thread, a fixed seed, an empty param store, the devices, and slow shares."""
 
 import os
 
-# Two test processes on two cores: more threads than one each only get in each other's way. Set before torch and
+# With two test processes on two cores, more than one thread each gets in the way. Set before torch and
 # numpy load; child processes of a test inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -31,8 +31,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def fresh_random_state_and_param_store(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test starts from the same seed and an empty global param store, and must leave the store empty.
 
-    Programs keep their parameters to themselves, so a filled store is a defect of the code under test. A test that
-    fills it on purpose says so with `@pytest.mark.uses_param_store`.
+    Programs keep their parameters to themselves, so a filled store is a defect of the code under test. A test
+    that fills it on purpose says so with `@pytest.mark.uses_param_store`.
     """
     random.seed(0)
     np.random.seed(0)
@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the slow tests of other shares; a test's share depends on its name alone, so it never moves."""
+    """Leaves out the slow tests of other shares; the share depends on the name alone, so it never moves."""
     share, shares = parse_share(config.getoption("--slow-share"))
     kept, left_out = [], []
     for item in items:
@@ -76,6 +76,6 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 def share_of(nodeid: str, shares: int) -> int:
-    """The share, from 1 to `shares`, that a test of this name falls into: a hash that is the same everywhere."""
+    """The share, from 1 to `shares`, of a test of this name: a hash that is the same everywhere."""
     digest = hashlib.sha256(nodeid.encode()).digest()
     return int.from_bytes(digest[:8], "big") % shares + 1

@@ -1,4 +1,4 @@
-"""The package that a user installs holds every module of the tree, and every module is found where it belongs."""
+"""The package that a user installs holds every module of the tree, and each is found where it belongs."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def module_name(installed: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the tree, so that no earlier build's leftovers get in and none are left."""
+    """The wheel, built from a copy of the tree: no earlier build's leftovers get in, and none are left."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

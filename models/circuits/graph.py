@@ -14,7 +14,7 @@ __all__ = ["GraphParameters", "graph_from_json", "graph_to_json"]
 
 
 class GraphParameters(nn.Module):
-    """The leaves and sum weights of a checked circuit, both free to be learned; zeros of the leaves stay zero.
+    """The leaves and sum weights of a checked circuit, both to be learned; zeros of the leaves stay zero.
 
     Arguments:
         graph: passes `check_structure`.
@@ -44,7 +44,9 @@ class GraphParameters(nn.Module):
         Raises:
             ProgramError: always; there is no closed form where several paths explain one x.
         """
-        raise ProgramError("a circuit given as a graph has no closed-form estimate; learn it with method='em' or 'svi'.")
+        raise ProgramError(
+            "a circuit given as a graph has no closed-form estimate; learn it with method='em' or 'svi'."
+        )
 
     def em_start(self, x: Tensor, observed: Tensor) -> None:
         """Nothing: EM starts from the weights that the graph came with."""
@@ -75,7 +77,9 @@ def graph_to_json(graph: nx.DiGraph) -> dict[str, Any]:
     for node, attributes in graph.nodes(data=True):
         nodes.append({"name": str(node)} | {key: _plain(value) for key, value in attributes.items()})
     for above, below, attributes in graph.edges(data=True):
-        edges.append([str(above), str(below), *([float(attributes["weight"])] if "weight" in attributes else [])])
+        edges.append(
+            [str(above), str(below), *([float(attributes["weight"])] if "weight" in attributes else [])]
+        )
     if len({node["name"] for node in nodes}) < len(nodes):
         raise ProgramError("two nodes of the circuit have the same name as text; rename one.")
     return {"nodes": nodes, "edges": edges}
@@ -94,7 +98,9 @@ def graph_from_json(plain: dict[str, Any]) -> nx.DiGraph:
         for above, below, *weight in plain["edges"]:
             graph.add_edge(above, below, **({"weight": weight[0]} if weight else {}))
     except (KeyError, TypeError, ValueError) as error:
-        raise ProgramError(f"structure does not describe a graph ({error!r}); Circuit.from_graph makes one.") from None
+        raise ProgramError(
+            f"structure does not describe a graph ({error!r}); Circuit.from_graph makes one."
+        ) from None
     return graph
 
 

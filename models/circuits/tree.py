@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ppl_dgm.distributions.circuit.tree import Tree, TreePlan
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.evaluate.baselines import (
+    MARGINAL_COUNT,
     TREE_GRID,
     PairCounts,
     best_on_validation,
@@ -25,8 +26,8 @@ STRUCTURES = ("chow-liu", "chain", "star", "independent")
 class TreeParameters(nn.Module):
     """A tree over D categorical variables with K values.
 
-    The tree itself is the buffer `parents`, so that the weights alone rebuild it. With the structure "chow-liu" it is
-    a chain until data have been seen; the other structures stay as they are.
+    The tree itself is the buffer `parents`, so that the weights alone rebuild it. With the structure
+    "chow-liu" it is a chain until data have been seen; the other structures stay as they are.
 
     Arguments:
         variables: D.
@@ -41,17 +42,26 @@ class TreeParameters(nn.Module):
     def __init__(self, variables: int, values: int, structure: str, pseudo_count: float | None) -> None:
         super().__init__()
         if structure not in STRUCTURES:
-            raise ProgramError(f"structure is {structure!r}, but one of {', '.join(STRUCTURES)} or a graph was expected.")
+            raise ProgramError(
+                f"structure is {structure!r}, but one of {', '.join(STRUCTURES)} or a graph was expected."
+            )
         self.structure, self.pseudo_count, self.values = structure, pseudo_count, values
-        self.logits = nn.Parameter(torch.zeros(variables, values, values))  # [d, value of the parent, value of d]
+        self.logits = nn.Parameter(
+            torch.zeros(variables, values, values)
+        )  # [d, value of the parent, value of d]
         start = {"star": [-1] + [0] * (variables - 1), "independent": [-1] * variables}
         self.register_buffer("parents", torch.tensor(start.get(structure, list(range(-1, variables - 1)))))
-        self.register_buffer("base", torch.full((variables, values), 1 / values))  # what the pseudo-counts shrink to
+        self.register_buffer(
+            "base", torch.full((variables, values), 1 / values)
+        )  # what the pseudo-counts shrink to
         self._plan: tuple[int, int, TreePlan] | None = None
 
     def evaluator(self) -> Tree:
         """The compiled circuit with the present parameters."""
-        key = (id(self.parents), self.parents._version)  # loading writes in place, moving to a device replaces
+        key = (
+            id(self.parents),
+            self.parents._version,
+        )  # loading writes in place, moving to a device replaces
         if self._plan is None or self._plan[:2] != key:
             self._plan = (*key, TreePlan.build(self.parents.tolist(), self.parents.device))
         return Tree(self._plan[2], self.logits.log_softmax(-1))
@@ -67,9 +77,11 @@ class TreeParameters(nn.Module):
             parents = self._parents(counts, a)
             return _Candidate(parents, counts.log_conditionals(parents, a), a)
 
-        rows = None if valid is None else torch.cat([valid[0], valid[1]], -1)  # categories and mask, side by side
+        rows = (
+            None if valid is None else torch.cat([valid[0], valid[1]], -1)
+        )  # categories and mask, side by side
         best = best_on_validation(fitted, TREE_GRID, self.pseudo_count, rows, float(self.values))
-        self._set(best.parents, best.log_conditionals, counts)
+        self._set(best.parents, best.log_conditionals, counts.marginals(best.pseudo_count))
         return {"pseudo_count": best.pseudo_count, "parents": best.parents}
 
     @torch.no_grad()
@@ -78,13 +90,14 @@ class TreeParameters(nn.Module):
         counts = pair_counts(x, observed, self.values)
         a = float(self.values) if self.pseudo_count is None else self.pseudo_count
         parents = self._parents(counts, a)
-        self._set(parents, counts.log_conditionals(parents, a), counts)
+        self._set(parents, counts.log_conditionals(parents, a), counts.marginals(a))
 
     @torch.no_grad()
     def em_update(self, expected: tuple[Tensor, ...]) -> None:
         """Conditionals from expected counts [D, K, K]."""
         a = float(self.values) if self.pseudo_count is None else self.pseudo_count
-        pseudo = a * self.base.double()[:, None] * (self.parents >= 0)[:, None, None]
+        root = MARGINAL_COUNT if a > 0 else 0.0
+        pseudo = torch.where((self.parents < 0)[:, None, None], root, a * self.base.double()[:, None])
         self.logits.copy_(normalise(expected[0].double() + pseudo).log())
 
     def _parents(self, counts: PairCounts, pseudo_count: float) -> list[int]:
@@ -92,9 +105,9 @@ class TreeParameters(nn.Module):
             return maximum_spanning_tree(mutual_information(counts, pseudo_count))
         return self.parents.tolist()
 
-    def _set(self, parents: list[int], log_conditionals: Tensor, counts: PairCounts) -> None:
+    def _set(self, parents: list[int], log_conditionals: Tensor, base: Tensor) -> None:
         self.parents.copy_(torch.tensor(parents))
-        self.base.copy_(counts.marginals)
+        self.base.copy_(base)
         self.logits.copy_(log_conditionals)
 
 

@@ -97,10 +97,12 @@ def describe_support(support: Constraint, column: int | None = None) -> str:
     support = _entrywise(support)
 
     def bound(name: str) -> str:
-        value = torch.as_tensor(getattr(support, name)).flatten()
-        if value.numel() == 1 or column is not None:
-            return _number(value[0 if value.numel() == 1 else (column or 0) % value.numel()])
-        return f"{_number(value.min())}..{_number(value.max())} (by column)"
+        values = torch.as_tensor(getattr(support, name)).flatten()
+        if bool((values == values[0]).all()):
+            return _number(values[0])
+        if column is not None:
+            return _number(values[column % len(values)])
+        return f"{_number(values.min())}..{_number(values.max())} (by column)"
 
     name = type(support).__name__.lstrip("_")
     match name:
@@ -327,22 +329,19 @@ def _from_array(x: np.ndarray, site: str) -> Tensor:
 
 def _from_frame(x: Any, site: str) -> Tensor:
     """A DataFrame or Series of numbers; nullable columns' missing values become NaN."""
-    named = zip(x.columns, x.dtypes, strict=True) if hasattr(x, "columns") else [(x.name, x.dtype)]
+    named = list(zip(x.columns, x.dtypes, strict=True)) if hasattr(x, "columns") else [(x.name, x.dtype)]
     for name, dtype in named:
         if getattr(dtype, "kind", "O") not in "biuf":
             raise DataError(
                 f"{site}: column {str(name)!r} holds {dtype}, expected numbers; "
                 "encode its categories as integers 0, 1, ... or leave it out."
             )
-    missing = bool(x.isna().to_numpy().any())
-    return _from_array(
-        x.to_numpy(dtype="float64", na_value=np.nan) if missing else _numeric(x.to_numpy()), site
-    )
-
-
-def _numeric(x: np.ndarray) -> np.ndarray:
-    """Columns of booleans and numbers mixed arrive as objects; they are numbers all the same."""
-    return x.astype(np.float64) if x.dtype.kind == "O" else x
+    if bool(x.isna().to_numpy().any()):
+        return _from_array(x.to_numpy(dtype="float64", na_value=np.nan), site)
+    array = x.to_numpy()
+    if array.dtype.kind == "O":  # nullable columns, or booleans beside numbers
+        array = array.astype(np.int64 if all(dtype.kind in "biu" for _, dtype in named) else np.float64)
+    return _from_array(array, site)
 
 
 def _from_list(x: list | tuple, site: str) -> Tensor:

@@ -52,8 +52,7 @@ class Dataset:
             if x.dim() != 2:
                 raise DataError(
                     f"{self.name}.{split} has shape {tuple(x.shape)}, but a split is a matrix [examples, "
-                    f"columns]; "
-                    "flatten each example into a row."
+                    "columns]; flatten each example into a row."
                 )
             if x.shape[1] != self.observed:
                 raise DataError(

@@ -34,6 +34,6 @@ def digits() -> Dataset:
         values=17,
         shape=(8, 8),
         labels=dict(zip(("train", "valid", "test"), y.split(sizes), strict=True)),
-        source="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; from scikit-learn",
+        source="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI",
         licence="CC BY 4.0",
     )

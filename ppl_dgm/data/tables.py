@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ def read(
         path: a file
             - .csv: one example a line; a first line of text alone is taken for the columns' names;
             - .npy: an array [n, D], or [n, *shape] for images;
-            - .npz: one array, or one named "x", or the three named "train", "valid" and "test", which are
-            kept as
-              they are split;
+            - .npz: one array, or one named "x", or three named "train", "valid" and "test", split already;
             - .parquet: a table of numeric columns (needs pyarrow).
         columns: which columns to read, by name or by position from 0, in this order; None reads all.
         split: fractions of the rows for train, valid and test; they sum to one. A split with a fraction
@@ -57,12 +56,11 @@ def read(
         shuffle: put the rows in random order before the split; False splits in file order (a time series).
         header: whether the first line of a .csv holds names; None decides by looking.
         delimiter: what stands between the cells of a .csv.
-        dtype: of the data; None takes int64 where every number is whole by type or spelling, float32 for the
-            other texts, and the stored type for the other files.
+        dtype: of the data; None takes int64 where every number is whole by type or spelling, torch's default
+            for the other texts, and the stored type for the other files.
 
     Returns:
-        The data set; `values` is the largest entry plus one where the entries are whole, from 0 and below
-        256.
+        The data set. Its `values` is the largest entry plus one where all are whole, from 0 and below 256.
 
     Raises:
         DataError: the file is missing, empty or damaged, a row is too short or too long, a cell is missing,
@@ -83,25 +81,27 @@ def read(
         case ".csv":
             array, names = _read_csv(path, columns, header, delimiter)
             parts = {"x": array}
+            if dtype is None and array.dtype.kind == "f":
+                dtype = torch.get_default_dtype()
         case ".parquet":
             frame = _read_parquet(path)
-            if columns is not None:
-                frame = frame.iloc[
-                    :, _choose(columns, [str(name) for name in frame.columns], frame.shape[1], path.name)
-                ]
             names = [str(name) for name in frame.columns]
+            if columns is not None:
+                positions = _choose(columns, names, len(names), path.name)
+                names = [names[position] for position in positions]
+                frame = frame.iloc[:, positions]
             parts = {"x": frame}
-        case ".npy":
-            parts = {"x": _read_npy(path)}
         case _:
-            parts = _read_npz(path)
+            parts = _read_arrays(path)
     chosen = columns if path.suffix.lower() in (".npy", ".npz") else None
     tensors, shape = _tensors(parts, path.name, names, chosen, dtype)
     if "x" in tensors:
         tensors = _split(tensors["x"], split, seed, shuffle, path.name)
     return Dataset(
         path.stem,
-        *(tensors[split] for split in SPLITS),
+        tensors["train"],
+        tensors["valid"],
+        tensors["test"],
         values=_values(tensors),
         shape=shape,
         columns=names,
@@ -145,9 +145,8 @@ def write(path: str | os.PathLike, x: Tensor, columns: Sequence[str] | None = No
             writer = csv.writer(text, lineterminator="\n")
             if columns is not None:
                 writer.writerow(columns)
-            writer.writerows(
-                array.astype(str).tolist()
-            )  # NumPy's spelling is the shortest for the array's own dtype
+            # NumPy spells a number in the fewest digits that its own dtype needs, Python as a double.
+            writer.writerows(array.astype(str).tolist())
             write_atomically(path, text.getvalue().encode())
         case _:
             raise DataError(
@@ -162,7 +161,8 @@ def _tensors(
     chosen: Sequence[str | int] | None,
     dtype: torch.dtype | None,
 ) -> tuple[dict[str, Tensor], tuple[int, ...] | None]:
-    """Checked matrices of one dtype, and the shape of an example where the rows are images."""
+    """Checked matrices of one dtype (the widest, unless one is asked for), and the shape of an example "
+    "where the rows are images."""
     tensors: dict[str, Tensor] = {}
     shape: tuple[int, ...] | None = None
     for key, part in parts.items():
@@ -173,11 +173,15 @@ def _tensors(
         if isinstance(part, np.ndarray) and part.ndim == 2 and chosen is not None:
             part = part[:, _choose(chosen, None, part.shape[1], name)]
         tensor = check_observations(part, site=site, columns=names, shape=shape)
-        tensor = tensor.long() if not tensor.is_floating_point() else tensor
-        tensors[key] = tensor if dtype is None else tensor.to(dtype)
-    common = torch.float64 if any(x.dtype == torch.float64 for x in tensors.values()) else None
-    if common is not None and dtype is None:
-        tensors = {key: x.to(common) for key, x in tensors.items()}
+        tensors[key] = tensor if tensor.is_floating_point() else tensor.long()
+    common = dtype or reduce(torch.promote_types, (x.dtype for x in tensors.values()))
+    for key, x in tensors.items():
+        tensors[key] = x.to(common)
+        if common.is_floating_point and not bool(torch.isfinite(tensors[key]).all()):
+            raise DataError(
+                f"{name} holds {float(x.abs().max()):.6g}, too large for {common}; "
+                "rescale the data, or pass dtype=torch.float64."
+            )
     return tensors, shape
 
 
@@ -196,8 +200,7 @@ def _split(
     if not fits or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise DataError(
             f"split is {tuple(fractions)}, expected three fractions for train, valid and test that sum to "
-            f"one, "
-            "with rows to train on; for example (0.8, 0.1, 0.1)."
+            "one, with rows to train on; for example (0.8, 0.1, 0.1)."
         )
     n = len(x)
     valid, test = (max(1, math.floor(n * part + 1e-9)) if part > 0 else 0 for part in fractions[1:])
@@ -219,10 +222,10 @@ def _choose(columns: Sequence[str | int], names: list[str] | None, width: int, f
         raise DataError("columns is empty; name at least one, or leave it out to read all.")
     positions = []
     for column in columns:
-        if isinstance(column, int):
+        if not isinstance(column, str):
             if not -width <= column < width:
                 raise DataError(f"{file} has {width} columns, so there is no column {column}; count from 0.")
-            positions.append(column % width)
+            positions.append(int(column) % width)
         elif names is None:
             raise DataError(
                 f"{file} has no column names, so there is no column {column!r}; give positions from 0."
@@ -241,19 +244,13 @@ def _choose(columns: Sequence[str | int], names: list[str] | None, width: int, f
 # Arrays.
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The array of a .npy or .npz file as "x", or the three splits; never unpickled."""
     try:
-        return np.load(path, allow_pickle=False)
-    except DAMAGED as error:
-        raise _damaged(path, error) from None
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            return {"x": archive}
-        with archive:
+        with path.open("rb") as file:  # numpy leaves the file open when the archive is damaged
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                return {"x": archive}
             keys = list(archive.files)
             if set(SPLITS) <= set(keys):
                 return {split: archive[split] for split in SPLITS}
@@ -264,17 +261,20 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise _damaged(path, error) from None
     raise DataError(
         f"{path.name} holds the arrays {', '.join(sorted(keys)) or 'none'}; expected one array, one named "
-        f"x, or the "
-        "three named train, valid and test; save it so."
+        "x, or three named train, valid and test; save it so."
     )
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
-    if "allow_pickle" in str(error) or "pickle" in str(error).lower():
+    if "Object arrays" in str(error):
         return DataError(
-            f"{path.name} holds pickled Python objects, which are never loaded; save a plain array of "
-            f"numbers, "
-            "x.astype(float)."
+            f"{path.name} holds an array of Python objects, expected numbers; objects are never "
+            "unpickled, so save x.astype(float)."
+        )
+    if "pickle" in str(error):
+        return DataError(
+            f"{path.name} is not a {path.suffix} file: it is damaged, or a pickle, which is never loaded; "
+            "save the array with numpy.save or numpy.savez."
         )
     return DataError(f"{path.name} is damaged or not a {path.suffix} file ({error}); write it again.")
 
@@ -300,7 +300,7 @@ def _read_parquet(path: Path) -> Any:
 def _read_csv(
     path: Path, columns: Sequence[str | int] | None, header: bool | None, delimiter: str
 ) -> tuple[np.ndarray, list[str] | None]:
-    """The numbers of a .csv, int64 if every cell is spelled as a whole number and float32 otherwise."""
+    """The numbers of a .csv, int64 if every cell is spelled as a whole number, else float64."""
     lines = _lines(path, delimiter)
     names = _names(path, lines, header)
     first = lines[0][0]
@@ -315,18 +315,16 @@ def _read_csv(
     if width == 1 and any(other in cell for cell in lines[0][1] for other in ";\t"):
         raise DataError(
             f"{path.name}, line {lines[0][0]}: found {lines[0][1][0]!r}, expected cells between "
-            f"{delimiter!r}; "
-            "pass the file's own delimiter."
+            f"{delimiter!r}; pass the file's own delimiter."
         )
     positions = list(range(width)) if columns is None else _choose(columns, names, width, path.name)
-    labels = names if names is not None else [str(position) for position in range(width)]
+    labels = [str(position) if names is None else repr(names[position]) for position in positions]
     table = [[cells[position].strip() for position in positions] for _, cells in lines]
     numbers = [[_parse(cell) for cell in row] for row in table]
-    chosen = [labels[position] for position in positions]
-    _check_cells(path.name, table, numbers, [line for line, _ in lines], chosen)
+    _check_cells(path.name, table, numbers, [line for line, _ in lines], labels)
     whole = all(isinstance(number, int) for row in numbers for number in row)
-    array = np.array(numbers, dtype=np.int64 if whole else np.float32)
-    return array, None if names is None else chosen
+    array = np.array(numbers, dtype=np.int64 if whole else np.float64)
+    return array, None if names is None else [names[position] for position in positions]
 
 
 def _lines(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
@@ -339,7 +337,7 @@ def _lines(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
         ) from None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        lines = [(reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip()]
     except csv.Error as error:
         raise DataError(f"{path.name}, line {reader.line_num}: {error}; correct that line.") from None
     if not lines:
@@ -351,15 +349,15 @@ def _names(path: Path, lines: list[tuple[int, list[str]]], header: bool | None) 
     """The first line, if it holds names."""
     line, cells = lines[0]
     cells = [cell.strip() for cell in cells]
-    numeric = [isinstance(_parse(cell), (int, float)) or cell.lower() in MISSING for cell in cells]
     if header is None:
-        header = not any(numeric)
-        if not header and not all(numeric):
-            column = numeric.index(False)
+        given = [column for column, cell in enumerate(cells) if cell.lower() not in MISSING]
+        texts = [column for column in given if _parse(cells[column]) is None]
+        header = bool(texts)
+        if header and len(texts) < len(given):
+            column = texts[0]
             raise DataError(
                 f"{path.name}, line {line}, column {column}: {cells[column]!r} is text beside numbers; "
-                f"correct the cell, or "
-                "pass header=True if the line holds the columns' names."
+                "correct the cell, or pass header=True if the line holds the columns' names."
             )
     if not header:
         return None
@@ -372,12 +370,13 @@ def _names(path: Path, lines: list[tuple[int, list[str]]], header: bool | None) 
 
 
 def _parse(cell: str) -> int | float | None:
-    """The cell's number, None for text; int only where it fits 64 bits. Python's 1_000 is text in a table."""
+    """The cell's number, or None for text; Python would read 1_000, which is text in a table."""
     if "_" in cell:
         return None
     try:
         number = int(cell)
-        return number if -(2**63) <= number < 2**63 else float(number)
+        if -(2**63) <= number < 2**63:
+            return number
     except ValueError:
         pass
     try:
@@ -391,7 +390,8 @@ def _ragged(file: str, line: int, found: int, width: int, names: list[str] | Non
         ends = f"the row ends before column {names[found]!r}" if names is not None else "the row is cut short"
     else:
         ends = "the row is too long"
-    return f"{file}, line {line}: found {found} cells, expected {width} as in line {first}, {ends}; correct the line."
+    expected = f"expected {width} as in line {first}"
+    return f"{file}, line {line}: found {found} cells, {expected}, {ends}; correct the line."
 
 
 def _check_cells(
@@ -407,7 +407,7 @@ def _check_cells(
             if number is not None and math.isfinite(number):
                 continue
             cell = table[row][column]
-            where = f"{file}, line {lines[row]}, column {names[column]!r}"
+            where = f"{file}, line {lines[row]}, column {names[column]}"
             if cell.lower() in MISSING:
                 count = sum(other.lower() in MISSING for cells in table for other in cells)
                 found = f"the cell is {cell!r}" if cell else "the cell is empty"
@@ -420,8 +420,7 @@ def _check_cells(
             texts = sum(parsed[column] is None for parsed in numbers)
             if 2 * texts > len(numbers):
                 raise DataError(
-                    f"{file}: column {names[column]!r} holds text (line {lines[row]}: {cell!r}), expected "
-                    f"numbers; encode "
-                    "its categories as integers 0, 1, ... or leave it out with columns=[...]."
+                    f"{file}: column {names[column]} holds text (line {lines[row]}: {cell!r}), expected "
+                    "numbers; encode its categories as integers 0, 1, ... or leave it out with columns=[...]."
                 )
             raise DataError(f"{where}: {cell!r} is text in a column of numbers; correct the cell.")

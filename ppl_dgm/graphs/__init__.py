@@ -12,7 +12,7 @@ function itself where it cannot be recorded. `tolerant_pyro` keeps Pyro's ELBO c
     ...     return loss, torch.autograd.grad(loss, weight)[0]
     >>> step = recorded(loss_and_gradient, live=[weight])
     >>> step(torch.arange(3.0))
-    (tensor(5., grad_fn=<SumBackward0>), tensor([0., 2., 8.]))
+    (tensor(5.), tensor([0., 2., 8.]))
     >>> step(torch.arange(3.0))
     (tensor(5.), tensor([0., 2., 8.]))
     >>> step.path

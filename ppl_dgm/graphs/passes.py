@@ -7,8 +7,10 @@ Aliasing is followed by storage: every tensor has one, views share it, an in-pla
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ppl_dgm.graphs.rewrite import rewrite
 from ppl_dgm.graphs.tape import Node, NotRecordable, Tape, Value, map_structure, values_in
 
 __all__ = ["Plan", "plan"]
@@ -18,6 +20,7 @@ _SHAPE_ONLY = {
     "ones_like", "zeros_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
     "new_empty_strided",
 }  # fmt: skip
+_EMPTY = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 _COPIES = {"clone", "_to_copy", "lift_fresh_copy"}
 
 
@@ -47,9 +50,11 @@ def plan(tape: Tape) -> Plan:
         if moves and node.refusal:
             raise NotRecordable(node.refusal)
     kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], tape, live)
-    reducer = _Reducer(tape, kept, dynamic, bound)
-    nodes, output = reducer.run()
-    nodes = _without_dead(nodes, output, {v.storage for v in tape.inputs} | live)
+    outside = {v.storage for v in tape.inputs} | live
+    nodes, output = kept, tape.output
+    for _ in range(2):  # the second sweep sees the copies and duplicates that the first one laid bare
+        nodes, output = _Reducer(tape, nodes, output, dynamic, bound).run()
+        nodes = _without_dead(rewrite(_fuse_fills(nodes)), output, outside)
     made = {v for node in nodes for v in node.made} | set(tape.inputs)
     used = [v for node in nodes for v in node.reads] + values_in(output)
     bindings = {v: v.tensor.detach() for v in used if v not in made}
@@ -92,15 +97,67 @@ def _bind_live_views(nodes: list[Node], tape: Tape, live: set[int]) -> tuple[lis
     return kept, bound
 
 
+def _fuse_fills(nodes: list[Node]) -> list[Node]:
+    """A fresh tensor that is filled once becomes one call: `clone` for a copy, `randn` and `rand` for draws."""
+    writers: dict[int, list[Node]] = {}
+    for node in nodes:
+        for storage in node.writes:
+            writers.setdefault(storage, []).append(node)
+    empty = {v: node for node in nodes for v in node.made if node.name in _EMPTY and len(node.made) == 1}
+    gone: set[Node] = set()
+    fused: dict[Node, Node] = {}
+    for node in nodes:
+        target = node.args[0] if node.args else None
+        if not isinstance(target, Value) or target not in empty or writers.get(target.storage) != [node]:
+            continue
+        maker = empty[target]
+        new = _filled(maker, node, target)
+        if new is not None:
+            gone.add(maker)
+            fused[node] = new
+    # a view that was taken of the empty tensor before it was filled would come before its base
+    early = {maker for maker in gone if _viewed_early(nodes, maker, fused)}
+    kept = []
+    for node in nodes:
+        if node in fused and empty[node.args[0]] not in early:
+            kept.append(fused[node])
+        elif node not in gone or node in early:
+            kept.append(node)
+    return kept
+
+
+def _viewed_early(nodes: list[Node], maker: Node, fused: dict[Node, Node]) -> bool:
+    """Whether anything but its filling uses the empty tensor first."""
+    users = [node for node in nodes if maker.made[0] in node.reads]
+    return users[0] not in fused or users[0].args[0] is not maker.made[0]
+
+
+def _filled(maker: Node, node: Node, target: Value) -> Node | None:
+    """The one call that makes and fills `target`, if there is one."""
+    aten = torch.ops.aten
+    if node.op is aten.copy_.default and isinstance(node.args[1], Value):
+        source = node.args[1]
+        if source.geometry != target.geometry:
+            return None
+        return Node(aten.clone.default, (source,), {}, target, [target], [source])
+    draws = {aten.normal_.default: aten.randn.default, aten.uniform_.default: aten.rand.default}
+    plain = len(node.args) == 1 and not node.kwargs and maker.op is aten.empty.memory_format
+    if node.op not in draws or not plain or maker.kwargs.get("memory_format") is not None:
+        return None
+    return Node(draws[node.op], maker.args, maker.kwargs, target, [target], [], random=True)
+
+
 class _Reducer:
     """One sweep in program order: each call gets the replacements made so far and is then perhaps replaced itself."""
 
-    def __init__(self, tape: Tape, nodes: list[Node], dynamic: set[int], bound: dict[Value, Tensor]) -> None:
-        self.nodes, self.output, self.dynamic = nodes, tape.output, dynamic
+    def __init__(
+        self, tape: Tape, nodes: list[Node], output: Any, dynamic: set[int], bound: dict[Value, Tensor]
+    ) -> None:
+        self.nodes, self.output, self.dynamic = nodes, output, dynamic
         self.replaced: dict[Value, Value] = {}
         self.merged: dict[int, int] = {}  # storage -> the storage that took its place
         self.written = {storage for node in nodes for storage in node.writes}
-        self.returned = {v.storage for v in values_in(tape.output)}
+        self.returned = {v.storage for v in values_in(output)}
         self.internal = {v.storage for node in nodes for v in node.made} - {v.storage for v in tape.inputs}
         self.internal -= {v.storage for node in tape.nodes for v in node.reads if v.source in ("live", "constant")}
         self.views = {(v.storage, v.geometry): v for v in [*tape.inputs, *bound]}

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["Node", "NotRecordable", "Tape", "Value", "grads_aside", "map_structure", "record_tape", "values_in"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 # these mutate running statistics without saying so in their schema: (first, last + 1) written argument, training flag
 _SILENT_WRITES = {"native_batch_norm": (3, 5, 5), "cudnn_batch_norm": (3, 5, 5), "miopen_batch_norm": (3, 5, 5)}
@@ -96,7 +97,7 @@ def values_in(tree: Any) -> list[Value]:
 
 
 def user_line() -> str:
-    """`file:line` of the innermost frame outside torch, pyro and this package."""
+    """`file:line` of the innermost frame outside torch, pyro, the standard library and this package."""
     frame = sys._getframe(1)
     pyro = sys.modules.get("pyro")
     skip = [_HERE, _TORCH]
@@ -104,7 +105,8 @@ def user_line() -> str:
         skip.append(os.path.dirname(os.path.abspath(pyro.__file__)) + os.sep)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(tuple(skip)) and not file.startswith("<"):
+        library = file.startswith(_STDLIB) and "site-packages" not in file
+        if not (library or file.startswith(tuple(skip)) or file.startswith("<")):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "unknown line"
@@ -189,7 +191,7 @@ class _Recorder(TorchDispatchMode):
         node.random = torch.Tag.nondeterministic_seeded in func.tags
         node.refusal = _refusal(func, node.reads)
         if torch.Tag.inplace_view in func.tags or node.name in ("set_", "resize_"):
-            self.fail(f"{func} changes the shape of a tensor in place ({user_line()})")
+            self.fail(f"{func} gives a tensor another shape or other memory in place ({user_line()})")
         out = func(*args, **kwargs)
         node.out = map_structure(lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out)
         self.nodes.append(node)

@@ -1,5 +1,6 @@
 """The networks that programs use."""
 
+from .likelihood import LIKELIHOODS, Likelihood
 from .mlp import ACTIVATIONS, mlp
 
-__all__ = ["ACTIVATIONS", "mlp"]
+__all__ = ["ACTIVATIONS", "LIKELIHOODS", "Likelihood", "mlp"]

@@ -1,4 +1,4 @@
-"""CircuitDistribution: a probabilistic circuit as one Pyro site, with every query that its structure allows."""
+"""CircuitDistribution: a probabilistic circuit as one Pyro site, with the queries its structure allows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +21,10 @@ __all__ = ["CircuitDistribution"]
 class CircuitDistribution(TorchDistribution):
     """A smooth and decomposable circuit over D categorical variables with values 0 to K - 1; event shape [D].
 
-    One upward pass over the circuit answers evidence and marginal queries with any mask, a second one downward
-    conditionals, conditional sampling and, where the circuit is deterministic, the most probable completion. A mask
+    One upward pass over the circuit answers evidence and marginal queries with any mask, a second one
+    downward
+    conditionals, conditional sampling and, where the circuit is deterministic, the most probable completion.
+    A mask
     is True where an entry is observed; the other entries of x are never looked at. All answers are exact.
 
     Build it with `from_tree` or `from_graph`.
@@ -32,7 +34,8 @@ class CircuitDistribution(TorchDistribution):
         observed: [..., D] bool; the density is then that of the observed entries alone (see `marginal`).
         batch_shape: independent copies, usually from `expand`.
 
-    Source: H. Poon and P. Domingos (2011), Sum-product networks; Y. Choi, A. Vergari and G. Van den Broeck (2020),
+    Source: H. Poon and P. Domingos (2011), Sum-product networks; Y. Choi, A. Vergari and G. Van den Broeck
+        (2020),
     Probabilistic circuits; C. Chow and C. Liu (1968) for the tree.
 
     >>> table = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]])
@@ -57,7 +60,8 @@ class CircuitDistribution(TorchDistribution):
         if observed is not None:
             if observed.dtype != torch.bool or observed.shape[-1:] != (evaluator.variables,):
                 raise ProgramError(
-                    f"a circuit's mask has dtype {observed.dtype} and shape {tuple(observed.shape)}, but a bool tensor "
+                    f"a circuit's mask has dtype {observed.dtype} and shape {tuple(observed.shape)}, but a "
+                    "bool tensor "
                     f"[..., {evaluator.variables}] was expected: True where an entry is observed."
                 )
             shape = torch.broadcast_shapes(shape, observed.shape[:-1])
@@ -77,7 +81,8 @@ class CircuitDistribution(TorchDistribution):
         """
         if logits.dim() != 3 or logits.shape[0] != len(parents) or logits.shape[1] != logits.shape[2]:
             raise ProgramError(
-                f"logits has shape {tuple(logits.shape)}, but [{len(parents)}, K, K] was expected: one table for each variable."
+                f"logits has shape {tuple(logits.shape)}, but [{len(parents)}, K, K] was expected: one "
+                "table for each variable."
             )
         return cls(Tree(TreePlan.build(parents, logits.device), logits.log_softmax(-1)), **kwargs)
 
@@ -129,15 +134,15 @@ class CircuitDistribution(TorchDistribution):
         """
         return CircuitDistribution(self.evaluator, observed, self.batch_shape, self._validate_args)
 
-    # -- queries ------------------------------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """log p(x), or of its observed entries, in nats.
 
         Arguments:
             x: [..., D] categories.
-            mask: [..., D] True where observed; the other entries are summed out. Default: all observed, or what
-                `marginal` was given.
+            mask: [..., D] True where observed; the other entries are summed out. Default: all observed, or
+                what `marginal` was given.
 
         Returns:
             [...], exact; -inf where the observed entries are impossible.
@@ -146,7 +151,9 @@ class CircuitDistribution(TorchDistribution):
             DataError: an observed entry is not a category.
         """
         mask = self.observed if mask is None else mask
-        shape = torch.broadcast_shapes(x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]]))
+        shape = torch.broadcast_shapes(
+            x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]])
+        )
         rows, observed = self._rows(x, mask, shape)
         return self.evaluator.log_evidence(rows, observed).reshape(shape)
 
@@ -160,7 +167,9 @@ class CircuitDistribution(TorchDistribution):
             DataError: the observed entries of a row have probability zero.
         """
         shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
-        return self.evaluator.marginals(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape, self.values)
+        return self.evaluator.marginals(*self._given(x, mask, shape)).reshape(
+            *shape, *self.event_shape, self.values
+        )
 
     def conditional_sample(self, x: Tensor, mask: Tensor, n: int = 1) -> Tensor:
         """Exact draws of the missing entries given the observed ones, which are kept.
@@ -189,7 +198,8 @@ class CircuitDistribution(TorchDistribution):
         """
         if self.evaluator.overlap is not None:
             raise TaskUnavailable(
-                f"the most probable completion needs a deterministic circuit, but {self.evaluator.overlap}; the nearest "
+                "the most probable completion needs a deterministic circuit, but "
+                f"{self.evaluator.overlap}; the nearest "
                 "thing is conditional_sample(x, mask, n) with many draws, of which log_prob names the best."
             )
         shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
@@ -197,7 +207,7 @@ class CircuitDistribution(TorchDistribution):
             return self.evaluator.maximise(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws of all entries, [*sample_shape, *batch_shape, D] int64; what `marginal` was given plays no part."""
+        """Draws of all entries, [*sample_shape, *batch_shape, D] int64; a mask plays no part."""
         shape = self._extended_shape(torch.Size(sample_shape))
         empty = torch.zeros(shape[:-1].numel(), self.event_shape[0], dtype=torch.long, device=self._device)
         with torch.no_grad():
@@ -213,7 +223,7 @@ class CircuitDistribution(TorchDistribution):
         """Var[x_d] of each variable, [*batch_shape, D]."""
         return self._moment(2) - self._moment(1) ** 2
 
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- how ---------------------------------------------------------------------------------------
 
     @property
     def _device(self) -> torch.device:
@@ -229,7 +239,8 @@ class CircuitDistribution(TorchDistribution):
         """x and mask as [n, D]; what is not observed becomes category 0."""
         if x.shape[-1:] != self.event_shape:
             raise DataError(
-                f"x has shape {tuple(x.shape)}, but the circuit has {self.event_shape[0]} variables: [..., {self.event_shape[0]}] was expected."
+                f"x has shape {tuple(x.shape)}, but the circuit has {self.event_shape[0]} variables: [..., "
+                f"{self.event_shape[0]}] was expected."
             )
         full = shape + self.event_shape
         x = x.expand(full).reshape(-1, *self.event_shape)
@@ -240,7 +251,8 @@ class CircuitDistribution(TorchDistribution):
             if wrong.any():
                 row, column = (int(i) for i in wrong.nonzero()[0])
                 raise DataError(
-                    f"x[{row}, {column}] is {x[row, column].item()}, but the circuit's values are whole numbers from 0 to "
+                    f"x[{row}, {column}] is {x[row, column].item()}, but the circuit's values are whole "
+                    "numbers from 0 to "
                     f"{self.values - 1}; set the mask to False where an entry is missing."
                 )
         x = x if observed is None else torch.where(observed, x, torch.zeros_like(x))
@@ -254,7 +266,8 @@ class CircuitDistribution(TorchDistribution):
             impossible = self.evaluator.log_evidence(rows, observed) == -torch.inf
         if impossible.any():
             raise DataError(
-                f"the observed entries of row {int(impossible.nonzero()[0])} have probability zero under the circuit, so there "
+                f"the observed entries of row {int(impossible.nonzero()[0])} have probability zero under "
+                "the circuit, so there "
                 "is nothing to condition on; learn it with a pseudo-count above 0."
             )
         return rows, observed

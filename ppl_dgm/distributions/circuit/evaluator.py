@@ -9,14 +9,17 @@ from torch import Tensor
 __all__ = ["FLOOR", "Evaluator", "draw", "in_chunks", "most_probable"]
 
 FLOOR = -1e30
-"""Stands for log 0 inside an evaluation: logsumexp over nothing but -inf has NaN for a gradient, over this it has none."""
+"""Stands for log 0 inside an evaluation: the gradient of logsumexp over nothing but -inf is NaN."""
 
 LARGEST = 2**23
 """Numbers that one intermediate tensor may hold; more rows than that allows are evaluated in chunks."""
 
 
 class Evaluator(Protocol):
-    """A circuit over D variables with K values as tensors; rows are x [n, D] int64 and observed [n, D] bool (None: all)."""
+    """A circuit over D variables with K values as tensors.
+
+    Its rows are x [n, D] int64 and observed [n, D] bool (None: all).
+    """
 
     variables: int
     values: int

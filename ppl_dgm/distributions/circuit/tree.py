@@ -56,7 +56,8 @@ class TreePlan:
         for variable, parent in enumerate(parents):
             if not -1 <= parent < len(parents):
                 raise ProgramError(
-                    f"the parent of variable {variable} is {parent}, but there are {len(parents)} variables; -1 marks a root."
+                    f"the parent of variable {variable} is {parent}, but there are {len(parents)} "
+                    "variables; -1 marks a root."
                 )
         children: dict[int, list[int]] = {}
         for variable, parent in enumerate(parents):
@@ -65,20 +66,52 @@ class TreePlan:
         while here:
             nodes, above = zip(*here)
             levels.append(Level(torch.tensor(nodes, device=device), torch.tensor(above, device=device)))
-            here = [(child, position) for position, node in enumerate(nodes) for child in children.get(node, [])]
+            here = [
+                (child, position) for position, node in enumerate(nodes) for child in children.get(node, [])
+            ]
         if sum(len(level.nodes) for level in levels) < len(parents):
-            raise ProgramError(f"the parents {list(parents)} form a cycle, but a tree was expected; mark a root by -1.")
+            raise ProgramError(
+                f"the parents {list(parents)} form a cycle, but a tree was expected; mark a root by -1."
+            )
         parent = torch.tensor(parents, device=device)
         return cls(parents, tuple(levels), parent.clamp(min=0), parent < 0)
+
+
+Message = Callable[[Tensor, Tensor], Tensor]
+
+
+def sum_product(conditionals: Tensor, weights: Tensor) -> Tensor:
+    """log sum_k p(k | j) exp(w_k) for each value j of the parent, as one batched matrix product.
+
+    In float64, because the rows are scaled by their largest weight alone: that is exact as long as no
+    evidence below outweighs a conditional probability of zero by more than 700 nats.
+
+    Arguments:
+        conditionals: [nodes, K, K] log p(k | j) at [node, j, k].
+        weights: [n, nodes, K].
+
+    Returns:
+        [n, nodes, K].
+    """
+    largest = weights.detach().amax(-1, keepdim=True)  # [n, nodes, 1]
+    total = torch.einsum("njk,bnk->bnj", conditionals.exp(), (weights - largest).exp())
+    possible = total > 0
+    return torch.where(possible, total.where(possible, 1.0).log(), FLOOR) + largest
+
+
+def max_product(conditionals: Tensor, weights: Tensor) -> Tensor:
+    """log max_k p(k | j) exp(w_k) for each value j of the parent; shapes as in `sum_product`."""
+    return (conditionals + weights[:, :, None]).amax(-1)
 
 
 @dataclass(frozen=True)
 class Tree:
     """p(x) = prod_d p(x_d | x_parent(d)) as a smooth, decomposable and deterministic circuit.
 
-    Each value of each variable is a product node over its indicator and its children's sum nodes; each pair of a
-    variable and a value of its parent is a sum node (`tree_graph` writes that circuit out). One level of the tree is
-    evaluated at a time.
+    Each value of each variable is a product node over its indicator and its children's sum nodes; each pair
+    of a
+    variable and a value of its parent is a sum node (`tree_graph` writes that circuit out). One level of the
+    tree is evaluated at a time.
 
     Attributes:
         plan: who depends on whom.
@@ -110,7 +143,10 @@ class Tree:
             variable = torch.arange(self.variables, device=x.device)
             return self.log_conditionals[variable, above, x].sum(-1)
         return in_chunks(
-            lambda *rows: restore_zero(self._log_root(self._upward(self._evidence(*rows)))), self._size, x, observed
+            lambda *rows: restore_zero(self._log_root(self._upward(self._evidence(*rows)))),
+            self._size,
+            x,
+            observed,
         )
 
     def marginals(self, x: Tensor, observed: Tensor) -> Tensor:
@@ -118,46 +154,52 @@ class Tree:
         return in_chunks(frozen._marginals, self._size, x, observed)
 
     def complete(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(lambda *rows: self._downward(*rows, torch.logsumexp, draw), self._size, x, observed)
+        return in_chunks(lambda *rows: self._downward(*rows, sum_product, draw), self._size, x, observed)
 
     def maximise(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(lambda *rows: self._downward(*rows, torch.amax, most_probable), self._size, x, observed)
+        width = max(len(level.nodes) for level in self.plan.levels)
+        size = width * self.values**2
+        return in_chunks(lambda *rows: self._downward(*rows, max_product, most_probable), size, x, observed)
 
     @property
     def _size(self) -> int:
         """Numbers per row in the largest intermediate tensor."""
-        return max(len(level.nodes) for level in self.plan.levels) * self.values**2
+        return self.variables * self.values
 
     def _marginals(self, x: Tensor, observed: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            evidence = self._evidence(x, observed).requires_grad_()
+            evidence = [part.requires_grad_() for part in self._evidence(x, observed)]
             # d log p(e) / d (log weight of x_d = k) = p(x_d = k | e): Darwiche's differential approach
-            return torch.autograd.grad(self._log_root(self._upward(evidence)).sum(), evidence)[0]
+            parts = torch.autograd.grad(self._log_root(self._upward(evidence)).sum(), evidence)
+        order = torch.cat([level.nodes for level in self.plan.levels])
+        return torch.cat(parts, 1)[:, order.argsort()].to(self.log_conditionals.dtype)
 
-    def _evidence(self, x: Tensor, observed: Tensor) -> Tensor:
-        """Log weight of each value of each variable: 0 where possible, log 0 elsewhere, [n, D, K]."""
-        other = x[..., None] != torch.arange(self.values, device=x.device)
-        zeros = torch.zeros(other.shape, dtype=self.log_conditionals.dtype, device=x.device)
-        return zeros.masked_fill(other & observed[..., None], FLOOR)
+    def _evidence(self, x: Tensor, observed: Tensor) -> list[Tensor]:
+        """Log weight of each value: 0 where possible, log 0 elsewhere; each level [n, nodes, K] float64."""
+        other = (x[..., None] != torch.arange(self.values, device=x.device)) & observed[
+            ..., None
+        ]  # [n, D, K]
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        return [torch.where(other[:, level.nodes], FLOOR, zero) for level in self.plan.levels]
 
-    def _upward(self, evidence: Tensor, reduce: Callable[..., Tensor] = torch.logsumexp) -> list[Tensor]:
-        """Log weight of each value given all evidence at and below it, for each level [n, nodes, K]."""
-        levels, conditionals = self.plan.levels, self.log_conditionals.clamp(min=FLOOR)
-        weights = [evidence[:, level.nodes] for level in levels]
+    def _upward(self, evidence: list[Tensor], message: Message | None = None) -> list[Tensor]:
+        """Log weight of each value given all evidence at and below it; each level [n, nodes, K] float64."""
+        levels, message = self.plan.levels, message or sum_product
+        conditionals = self.log_conditionals.double().clamp(min=FLOOR)
+        weights = list(evidence)
         for depth in range(len(levels) - 1, 0, -1):
-            level = levels[depth]
-            message = reduce(conditionals[level.nodes] + weights[depth][:, :, None], -1)  # [n, nodes, K of the parent]
-            weights[depth - 1] = weights[depth - 1].index_add(1, level.above, message)
+            sent = message(conditionals[levels[depth].nodes], weights[depth])
+            weights[depth - 1] = weights[depth - 1].index_add(1, levels[depth].above, sent)
         return weights
 
     def _log_root(self, weights: list[Tensor]) -> Tensor:
         """log p(evidence) from the roots' weights, [n]."""
         roots = self.log_conditionals[self.plan.levels[0].nodes, 0].clamp(min=FLOOR)  # [roots, K]
-        return torch.logsumexp(roots + weights[0], -1).sum(-1)
+        return torch.logsumexp(roots + weights[0], -1).sum(-1).to(self.log_conditionals.dtype)
 
-    def _downward(self, x: Tensor, observed: Tensor, reduce: Callable[..., Tensor], pick: Pick) -> Tensor:
+    def _downward(self, x: Tensor, observed: Tensor, message: Message, pick: Pick) -> Tensor:
         """Pick a value for each variable, parents first, [n, D]."""
-        weights = self._upward(self._evidence(x, observed), reduce)
+        weights = self._upward(self._evidence(x, observed), message)
         conditionals = self.log_conditionals.clamp(min=FLOOR)
         chosen, above = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         for level, weight in zip(self.plan.levels, weights):
@@ -174,7 +216,8 @@ def tree_graph(parents: Sequence[int], log_conditionals: Tensor) -> nx.DiGraph:
         log_conditionals: [D, K, K] log p(x_d = k | x_parent = j) at [d, j, k]; a root uses j = 0.
 
     Returns:
-        A graph that `check_structure` takes: "x2=1" an indicator; "p2=1" the product of it and what hangs below;
+        A graph that `check_structure` takes: "x2=1" an indicator; "p2=1" the product of it and what hangs
+        below;
         "s2|0" the sum over the values of x2 given its parent's value 0. Edges of probability 0 are left out.
     """
     variables, values = log_conditionals.shape[0], log_conditionals.shape[-1]
@@ -187,7 +230,9 @@ def tree_graph(parents: Sequence[int], log_conditionals: Tensor) -> nx.DiGraph:
     for d in range(variables):
         for j in range(values if parents[d] >= 0 else 1):
             graph.add_node(f"s{d}|{j}", kind="sum")
-            graph.add_edges_from((f"s{d}|{j}", f"p{d}={k}", {"weight": p}) for k, p in enumerate(probs[d][j]) if p > 0)
+            graph.add_edges_from(
+                (f"s{d}|{j}", f"p{d}={k}", {"weight": p}) for k, p in enumerate(probs[d][j]) if p > 0
+            )
         for k in range(values):
             graph.add_node(f"x{d}={k}", kind="input", variable=d, value=k)
             graph.add_node(f"p{d}={k}", kind="product")

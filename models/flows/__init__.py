@@ -1,0 +1,1 @@
+"""Normalising flows: a simple base density carried through bijections."""

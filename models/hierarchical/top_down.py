@@ -1,0 +1,142 @@
+"""TopDownVAE: a hierarchy of two latent levels whose posterior runs down the generative network (ladder, ResNet-VAE)."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.errors import ProgramError
+from ppl_dgm.nn import ACTIVATIONS, Likelihood, mlp
+from ppl_dgm.program import Answer, Program
+
+__all__ = ["TopDownVAE"]
+
+_DRAWS = 512  # importance-weighted draws of the default score
+_CLIP = (-7.0, 2.0)  # of the log-variances that the posterior adds
+
+
+class TopDownVAE(Program):
+    """Two levels of latent variables and a residual posterior that shares the generative network,
+
+        model: z2 ~ N(0, I),               z1 ~ N(mu1(z2), s1^2(z2)),                 x ~ p(x | decoder(z1));
+        guide: z2 ~ N(d_mu2(x), d_s2^2(x)), z1 ~ N(mu1(z2) + d_mu1(x), s1^2(z2) d_s1^2(x)).
+
+    The guide draws in the order of the model and moves the prior of z1 instead of replacing it: log-variances are added. Both levels have
+    an analytic divergence, that of z1 given the draw of z2 (`SVI(elbo="mean_field")` uses them):
+
+        KL_i = 1/2 sum( d_mu_i^2 / s_i^2 + d_s_i^2 - ln d_s_i^2 - 1 ),   with s_2 = 1.
+
+    The corrections come from a bottom-up pass, d_1 from r1 = f1(x) and d_2 from r2 = f2(r1); ln d_s^2 is clipped to [-7, 2].
+
+    Arguments:
+        observed: D, the number of observed dimensions.
+        values: number of categories V of each dimension, for the categorical likelihood.
+        latent: dimensions of z2.
+        latent_1: dimensions of z1; twice `latent` unless given.
+        hidden: units of each hidden layer.
+        likelihood: "categorical", "bernoulli" or "gaussian"; see `VAE`.
+        depth: hidden layers of f1, of mu1 and s1, and of the decoder; 0 makes every network linear (f2 has one layer, or none).
+        activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
+        encoder_dropout, decoder_dropout: probability of dropping a hidden unit of the bottom-up pass and of the decoder while learning.
+            The network of z1's prior has none: model and guide both run it, and must see the same prior.
+        floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
+
+    Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting with 512 draws.
+
+    Raises:
+        ProgramError: likelihood and values do not go together, or a size is not positive.
+
+    Source: Sønderby et al. 2016; Kingma et al. 2016; Vahdat and Kautz 2020; Tomczak 2024, section 5.5.2.
+
+    Example:
+        >>> import ppl_dgm as dgm
+        >>> sorted(dgm.sample(TopDownVAE(observed=64, values=17), 5, seed=0))
+        ['x', 'z1', 'z2']
+    """
+
+    def __init__(
+        self,
+        observed: int,
+        values: int | None = None,
+        latent: int = 8,
+        latent_1: int | None = None,
+        hidden: int = 256,
+        likelihood: str = "categorical",
+        depth: int = 2,
+        activation: str = "gelu",
+        encoder_dropout: float = 0.1,
+        decoder_dropout: float = 0.3,
+        floor: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if depth < 0:
+            raise ProgramError(f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
+        below = 2 * latent if latent_1 is None else latent_1
+        layers = (hidden,) * depth
+        self.latent = latent
+        self.likelihood = Likelihood(likelihood, observed, values, floor)
+        # generative, shared by model and guide
+        self.prior_1 = mlp(latent, 2 * below, layers, activation)
+        self.decoder = mlp(below, self.likelihood.features, layers, activation, decoder_dropout)
+        # bottom-up
+        width = hidden if depth else observed
+        self.features_1 = _features(observed, hidden, depth, activation, encoder_dropout)
+        self.features_2 = _features(width, hidden, min(depth, 1), activation, encoder_dropout)
+        self.delta_1 = nn.Linear(width, 2 * below)
+        self.delta_2 = nn.Linear(width, 2 * latent)
+        self.observed, self.values, self.support = observed, self.likelihood.values, self.likelihood.support
+
+    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+        """z2 ~ N(0, I); z1 ~ N(mu1(z2), s1^2(z2)); x ~ likelihood(decoder(z1))."""
+        zero = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
+        with pyro.plate("data", n if x is None else len(x)):
+            z2 = pyro.sample("z2", dist.Normal(zero, 1.0).to_event(1))  # [batch, latent]
+            mu1, log_s1 = self.prior_1(z2).chunk(2, -1)  # [batch, latent_1] each; log-variance
+            z1 = pyro.sample("z1", dist.Normal(mu1, (0.5 * log_s1).exp()).to_event(1))
+            return pyro.sample("x", self.likelihood(self.decoder(z1)), obs=self.likelihood.observation(x, self.dtype))
+
+    def guide(self, x: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
+        """z2 ~ N(d_mu2, d_s2^2); z1 ~ N(mu1(z2) + d_mu1, s1^2(z2) d_s1^2): the residual posterior."""
+        (d_mu1, d_log_s1), (d_mu2, d_log_s2) = self.deltas(x)
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(d_mu2, (0.5 * d_log_s2).exp()).to_event(1))
+            mu1, log_s1 = self.prior_1(z2).chunk(2, -1)
+            z1 = pyro.sample("z1", dist.Normal(mu1 + d_mu1, (0.5 * (log_s1 + d_log_s1)).exp()).to_event(1))
+        return z2, z1
+
+    def deltas(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The bottom-up pass: mean and log-variance that the posterior adds at z1, [batch, latent_1], and at z2, [batch, latent]."""
+        r1 = self.features_1(self.likelihood.scaled(x, self.dtype))
+        r2 = self.features_2(r1)
+        d_mu1, d_log_s1 = self.delta_1(r1).chunk(2, -1)
+        d_mu2, d_log_s2 = self.delta_2(r2).chunk(2, -1)
+        return (d_mu1, d_log_s1.clamp(*_CLIP)), (d_mu2, d_log_s2.clamp(*_CLIP))
+
+    def default_method(self, task: str) -> Any:
+        if task == "score":
+            from ppl_dgm.inference.importance import ImportanceWeighted
+
+            return ImportanceWeighted(draws=_DRAWS)
+        if task == "learn":
+            from ppl_dgm.inference.svi import SVI
+
+            return SVI(elbo="mean_field", epochs=150, batch_size=64, lr=1e-3, schedule="cosine", average=0.99, patience=30)
+        return None
+
+    def answers(self) -> dict[str, Answer]:
+        return {
+            "sample": Answer("exact", "ancestral sampling"),
+            "score": Answer("lower_bound", f"importance weighting, K = {_DRAWS}", passes=_DRAWS, depth=1),
+            "infer": Answer("approximate", "amortised residual posterior, top-down"),
+            "learn": Answer("lower_bound", "SVI on the evidence lower bound, analytic divergences"),
+        }
+
+
+def _features(inputs: int, hidden: int, depth: int, activation: str, dropout: float) -> nn.Module:
+    """Like `mlp`, but ending in a hidden layer's activations: [batch, inputs] to [batch, hidden]."""
+    if depth == 0:
+        return nn.Identity()
+    last = [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*mlp(inputs, hidden, (hidden,) * (depth - 1), activation, dropout), *last)

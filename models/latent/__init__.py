@@ -1,0 +1,1 @@
+"""Latent-variable models with one level of continuous latent sites."""

@@ -1,0 +1,1 @@
+"""Finite mixtures: one discrete latent site per example, summed out exactly."""

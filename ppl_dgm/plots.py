@@ -1,0 +1,97 @@
+"""Pictures: images in a grid, points in the plane, learning curves. Each returns a matplotlib Figure; none needs a display."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .errors import DataError
+
+__all__ = ["curves", "images", "points", "save"]
+
+
+def images(x: Tensor, shape: tuple[int, int], columns: int = 16, values: int | None = None, title: str = "") -> Figure:
+    """Rows of x as grey images in a grid, high values dark.
+
+    Arguments:
+        x: [n, height * width].
+        shape: (height, width).
+        columns: images per line of the grid.
+        values: number of grey levels; None scales to the largest value.
+        title: written above.
+    """
+    height, width = shape
+    if x.dim() != 2 or x.shape[1] != height * width:
+        raise DataError(f"images: x has shape {tuple(x.shape)}, but images of {height}x{width} need [n, {height * width}].")
+    tiles = x.detach().cpu().double().reshape(-1, height, width).numpy()
+    lines = -(-len(tiles) // columns)
+    top = float(values - 1) if values else float(tiles.max() or 1)
+    grid = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1), np.nan)  # a line of background between images
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        grid[row * (height + 1) + 1 : (row + 1) * (height + 1), column * (width + 1) + 1 : (column + 1) * (width + 1)] = tile
+    figure = Figure(figsize=(8, 8 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(np.ma.masked_invalid(grid), cmap="Greys", vmin=0, vmax=top, interpolation="nearest")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=11)
+    return figure
+
+
+def points(x: Tensor, title: str = "", reference: Tensor | None = None) -> Figure:
+    """A scatter of points in the plane, [n, 2], over those of a reference, if given."""
+    if x.dim() != 2 or x.shape[1] != 2:
+        raise DataError(f"points: x has shape {tuple(x.shape)}, but a scatter needs [n, 2].")
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if reference is not None:
+        axes.scatter(*reference.detach().cpu().numpy().T, s=4, color="0.75", label="data")
+    axes.scatter(*x.detach().cpu().numpy().T, s=4, color="black", label="samples")
+    axes.set_aspect("equal")
+    if reference is not None:
+        axes.legend(loc="upper right", frameon=False)
+    axes.set_title(title, fontsize=11)
+    return figure
+
+
+def curves(history: pd.DataFrame, title: str = "") -> Figure:
+    """The objective and, where there is one, the validation objective against the epoch, in nats per example."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(history["epoch"], history["objective"], color="0.6", label="training")
+    if "valid" in history:
+        axes.plot(history["epoch"], history["valid"], color="black", label="validation")
+        axes.plot(*history.loc[history["valid"].idxmin(), ["epoch", "valid"]], "o", color="black")
+    # the first epochs are far above the rest and would flatten what matters
+    settled = history.iloc[len(history) // 10 :][[c for c in ("objective", "valid") if c in history]].to_numpy(dtype=float)
+    if np.isfinite(settled).any():
+        low, high = np.nanmin(settled), np.nanmax(settled)
+        axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("nats per example")
+    axes.legend(frameon=False)
+    axes.set_title(title, fontsize=11)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the ending of the name gives the format (.png, .svg, .pdf)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def picture(x: Any, shape: tuple | None, values: int | None, title: str = "", reference: Tensor | None = None) -> Figure | None:
+    """The picture that fits: a grid of images, a scatter in the plane, or None for tables."""
+    x = torch.as_tensor(x)
+    if shape is not None and len(shape) == 2:
+        return images(x, shape, values=values, title=title)
+    if x.dim() == 2 and x.shape[1] == 2:
+        return points(x, title, reference)
+    return None
