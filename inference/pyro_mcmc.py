@@ -272,7 +272,7 @@ def check_sites(program: Program, args: tuple, kwargs: dict) -> list[str]:
                 f"plate {name!r} draws {size} of {node['fn'].size} rows anew at each run, so its density is noisy and Hamiltonian Monte Carlo "
                 "would not converge to the posterior; give the plate all rows, or use method='svi'."
             )
-    latent = {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+    latent = {name: trace.nodes[name]["fn"] for name in poutine.util.prune_subsample_sites(trace).stochastic_nodes}
     summed = [name for name, fn in latent.items() if fn.has_enumerate_support]
     discrete = [name for name, fn in latent.items() if fn.support.is_discrete and name not in summed]
     if discrete:

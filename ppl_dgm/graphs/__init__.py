@@ -1,9 +1,10 @@
-"""Run a Python function of tensors once, keep the pure tensor graph, replay it without handlers and without autograd.
+"""Run a Python function of tensors once, keep the tensor graph, replay it without handlers or autograd.
 
-`record` runs the function under a dispatch mode that sees every ATen call, those of autograd's backward included;
-`passes` folds what cannot change and removes what is not needed; `replay` turns the rest into straight-line Python
-(or hands it to inductor). `recorded` wraps a function with a small cache of such graphs and falls back to the
-function itself where it cannot be recorded. `tolerant_pyro` keeps Pyro's ELBO classes from reading values on the way.
+`record` runs the function under a dispatch mode that sees every ATen call, those of autograd's backward
+included; `passes` folds what cannot change and removes what is not needed; `replay` turns the rest into
+straight-line Python (or hands it to inductor). `recorded` wraps a function with a small cache of such graphs
+and falls back to the function itself where it cannot be recorded. `tolerant_pyro` keeps Pyro's ELBO classes
+from reading values on the way.
 
     >>> import torch
     >>> weight = torch.ones(3, requires_grad=True)

@@ -1,10 +1,10 @@
-"""Makes a tape smaller without changing what it computes: fold, drop no-ops, share equal calls, drop dead calls.
+"""Makes a tape smaller without changing what it computes: folds, drops, shares and fuses calls.
 
-Aliasing is followed by storage: every tensor has one, views share it, an in-place call writes to it. A storage is
-*dynamic* if it may hold something else at the next replay.
+Aliasing is followed by storage: every tensor has one, views share it, an in-place call writes to it. A
+storage is *dynamic* if it may hold something else at the next replay.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ _COPIES = {"clone", "_to_copy", "lift_fresh_copy"}
 
 @dataclass(eq=False)
 class Plan:
-    """What is left to run: the calls in order; every other Value they name is an input or bound to a tensor."""
+    """What is left to run: the calls in order; any other Value they name is an input or bound to a tensor."""
 
     inputs: list[Value]
     nodes: list[Node]
@@ -49,7 +49,7 @@ def plan(tape: Tape) -> Plan:
     for node, moves in zip(tape.nodes, moving, strict=True):
         if moves and node.refusal:
             raise NotRecordable(node.refusal)
-    kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], tape, live)
+    kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], live)
     outside = {v.storage for v in tape.inputs} | live
     nodes, output = kept, tape.output
     for _ in range(2):  # the second sweep sees the copies and duplicates that the first one laid bare
@@ -65,7 +65,7 @@ def plan(tape: Tape) -> Plan:
 
 
 def _dynamic(tape: Tape, live: set[int]) -> tuple[set[int], list[bool]]:
-    """Which storages may change from replay to replay, and for each call whether it depends on one of them."""
+    """Which storages may change between replays, and for each call whether it depends on one of them."""
     dynamic = {v.storage for v in tape.inputs} | live
     moving = [False] * len(tape.nodes)
     last_write = {storage: i for i, node in enumerate(tape.nodes) for storage in node.writes}
@@ -78,13 +78,14 @@ def _dynamic(tape: Tape, live: set[int]) -> tuple[set[int], list[bool]]:
             if node.random or not dynamic.isdisjoint(touched) or any(v.storage in dynamic for v in reads):
                 moving[i] = True
                 dynamic |= touched
-        for i, node in enumerate(tape.nodes):  # read by the graph before its last write: the final value is not enough
+        # read by the graph before its last write: keeping the final value is not enough
+        for i, node in enumerate(tape.nodes):
             if moving[i]:
                 dynamic.update(v.storage for v in node.reads if last_write.get(v.storage, -1) > i)
     return dynamic, moving
 
 
-def _bind_live_views(nodes: list[Node], tape: Tape, live: set[int]) -> tuple[list[Node], dict[Value, Tensor]]:
+def _bind_live_views(nodes: list[Node], live: set[int]) -> tuple[list[Node], dict[Value, Tensor]]:
     """A view of a live tensor is made once: it sees every later in-place update."""
     bound: dict[Value, Tensor] = {}
     kept = []
@@ -98,7 +99,7 @@ def _bind_live_views(nodes: list[Node], tape: Tape, live: set[int]) -> tuple[lis
 
 
 def _fuse_fills(nodes: list[Node]) -> list[Node]:
-    """A fresh tensor that is filled once becomes one call: `clone` for a copy, `randn` and `rand` for draws."""
+    """A fresh tensor that is filled once becomes one call: `clone` for a copy, `randn`, `rand` for draws."""
     writers: dict[int, list[Node]] = {}
     for node in nodes:
         for storage in node.writes:
@@ -148,7 +149,8 @@ def _filled(maker: Node, node: Node, target: Value) -> Node | None:
 
 
 class _Reducer:
-    """One sweep in program order: each call gets the replacements made so far and is then perhaps replaced itself."""
+    """One sweep in program order: a call gets the replacements made so far and may then be replaced
+    itself."""
 
     def __init__(
         self, tape: Tape, nodes: list[Node], output: Any, dynamic: set[int], bound: dict[Value, Tensor]
@@ -159,9 +161,9 @@ class _Reducer:
         self.written = {storage for node in nodes for storage in node.writes}
         self.returned = {v.storage for v in values_in(output)}
         self.internal = {v.storage for node in nodes for v in node.made} - {v.storage for v in tape.inputs}
-        self.internal -= {v.storage for node in tape.nodes for v in node.reads if v.source in ("live", "constant")}
-        self.views = {(v.storage, v.geometry): v for v in [*tape.inputs, *bound]}
-        self.views |= {(v.storage, v.geometry): v for n in nodes for v in n.reads if v.source in ("live", "constant")}
+        outer = [v for node in tape.nodes for v in node.reads if v.source in ("live", "constant")]
+        self.internal -= {v.storage for v in outer}
+        self.views = {(v.storage, v.geometry): v for v in [*tape.inputs, *bound, *outer]}
         self.calls: dict[Any, Node] = {}
         self.uniform: dict[Value, float | None] = {}
 
@@ -182,15 +184,16 @@ class _Reducer:
         """The calls that are left and the output in terms of them."""
         kept = []
         for old in self.nodes:
-            node = Node(old.op, map_structure(self.resolve, old.args), map_structure(self.resolve, old.kwargs),
-                        old.out, old.made, [], old.writes, old.random, old.refusal)  # fmt: skip
+            args, kwargs = map_structure(self.resolve, old.args), map_structure(self.resolve, old.kwargs)
+            node = replace(old, args=args, kwargs=kwargs)
             node.reads = [*values_in(node.args), *values_in(node.kwargs)]
             if not (self.drop_alias(node) or self.drop_identity(node) or self.share(node)):
                 kept.append(node)
         return kept, map_structure(self.resolve, self.output)
 
     def drop_alias(self, node: Node) -> bool:
-        """Same memory, same geometry as a value at hand (`detach`, `t` of `t`): that value will do, whatever is written."""
+        """Same memory and geometry as a value at hand (`detach`, `t` of `t`): that will do, whatever is
+        written."""
         fresh = []
         for value in node.made:
             key = (self.storage(value), value.geometry)
@@ -230,7 +233,7 @@ class _Reducer:
         if name in ("pow", "sum") and node.op._overloadname in ("Tensor_Scalar", "dim_IntList"):
             unchanged = args[1] == 1 if name == "pow" else args[0].geometry[0] == node.made[0].geometry[0]
             return args[0] if unchanged else None
-        if len(args) < 2 or name not in ("mul", "div", "add", "sub") or node.kwargs.get("rounding_mode") is not None:
+        if len(args) < 2 or name not in ("mul", "div", "add", "sub") or node.kwargs.get("rounding_mode"):
             return None
         neutral = 1 if name in ("mul", "div") else 0
         if self.value_of(args[1]) == neutral:
@@ -282,8 +285,9 @@ def _key(tree: Any) -> Any:
 def _without_dead(nodes: list[Node], output: Any, outside: set[int]) -> list[Node]:
     """Drops calls that nobody needs.
 
-    Kept: what the output needs; every random draw, so that the stream of random numbers stays that of the function;
-    writes to memory that is read later or belongs to the outside; calls without results, which are checks that raise.
+    Kept: what the output needs; every random draw, so that the stream of random numbers stays that of the
+    function; writes to memory that is read later or belongs to the outside; calls without results, which are
+    checks that raise.
     """
     needed = set(values_in(output))
     read = {v.storage for v in needed} | outside
@@ -295,5 +299,3 @@ def _without_dead(nodes: list[Node], output: Any, outside: set[int]) -> list[Nod
             needed.update(node.reads)
             read.update(v.storage for v in node.reads)
     return kept[::-1]
-
-

@@ -1,4 +1,4 @@
-"""The public verbs of this package: record a function once, or wrap it so that it records itself when first called."""
+"""The verbs of this package: record a function, or wrap it so that it records itself when first called."""
 
 import time
 import warnings
@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_dgm.graphs.passes import plan
 from ppl_dgm.graphs.replay import BACKENDS, Graph, MovedError
 from ppl_dgm.graphs.tape import NotRecordable, grads_aside, map_structure, record_tape
+from ppl_dgm.graphs.tolerant import short_bernoulli
 
 __all__ = ["Recorder", "record", "recorded", "value_and_gradient"]
 
@@ -23,19 +24,20 @@ def record(
 ) -> Graph:
     """Runs `fn(*inputs)` once and returns the graph of what it did to tensors.
 
-    The run is a real one: it uses up random numbers and its in-place writes happen. What replays compute is what `fn`
-    computes for tensors of these shapes, gradients included, as long as `fn` is a function of its inputs, the live
-    tensors and random draws; everything else that it looks at (Python numbers, other tensors) is frozen. Draws come
-    from torch's generators in the order of the function: after the same seed, the graph gives what `fn` gives.
+    The run is a real one: it uses up random numbers and its in-place writes happen. What replays compute is
+    what `fn` computes for tensors of these shapes, gradients included, as long as `fn` is a function of its
+    inputs, the live tensors and random draws; everything else that it looks at (Python numbers, other
+    tensors) is frozen. Draws come from torch's generators in the order of the function: after the same seed,
+    the graph gives what `fn` gives.
 
     Args:
-        fn: takes tensors, returns a tensor or nested tuples, lists and dicts of tensors, numbers and None. It may call
-            `torch.autograd.grad` or `.backward()` and return `p.grad`.
+        fn: takes tensors, returns a tensor or nested tuples, lists and dicts of tensors, numbers and None. It
+            may call `torch.autograd.grad` or `.backward()` and return `p.grad`.
         inputs: tensors; a replay takes others of the same shapes, dtypes and devices.
-        live: tensors that `fn` refers to and that change in place between replays: parameters and buffers. They are
-            referenced, not copied; writes to them (batch norm statistics) happen again at every replay. Leaves that
-            require a gradient count as live without being named. Their `.grad` is None while `fn` runs and is put
-            back afterwards.
+        live: tensors that `fn` refers to and that change in place between replays: parameters and buffers.
+            They are referenced, not copied; writes to them (batch norm statistics) happen again at every
+            replay. Leaves that require a gradient count as live without being named. Their `.grad` is None
+            while `fn` runs and is put back afterwards.
         backend: "eager", or "inductor" to compile the graph at its first call.
 
     Raises:
@@ -72,13 +74,13 @@ def _check_backend(backend: str) -> None:
 
 
 class Recorder:
-    """A function of tensors that records itself at the first call with tensors of new shapes, and replays from then on.
+    """A function of tensors that records itself at the first call with new shapes, and replays after that.
 
-    If it cannot be recorded, one RuntimeWarning says why, and every later call runs the function itself. Results carry
-    no gradient history on either path, and the `.grad` of live tensors is left alone.
+    If it cannot be recorded, one RuntimeWarning says why, and every later call runs the function itself.
+    Results carry no gradient history on either path, and the `.grad` of live tensors is left alone.
 
     Attributes:
-        path: "recorded" or "python": which way the last call of a given shape took; "recorded" before any call.
+        path: "recorded", or "python" once it turned out that the function cannot be recorded.
         reason: why the path is "python", else an empty string.
         seconds: time spent recording and compiling, the run of the function included.
         graphs: the recorded graphs, the latest used last.
@@ -138,8 +140,8 @@ def recorded(fn: Callable[..., Any], live: Iterable[Tensor] = (), backend: str =
 def value_and_gradient(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Turns a scalar function of one point into one of many points that returns values and gradients.
 
-    `torch.func.grad_and_value` does the same but imports torch._dynamo, which takes a second; this uses `vmap` for the
-    values and one backward pass for all gradients. Made to be recorded.
+    `torch.func.grad_and_value` does the same but imports torch._dynamo, which takes a second; this uses
+    `vmap` for the values and one backward pass for all gradients. Made to be recorded.
 
     Args:
         fn: point [d] -> scalar.
@@ -150,7 +152,7 @@ def value_and_gradient(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tup
     batched = torch.func.vmap(fn, randomness="different")
 
     def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), short_bernoulli():
             points = points.detach().requires_grad_()
             values = batched(points)
             (gradients,) = torch.autograd.grad(values.sum(), points)

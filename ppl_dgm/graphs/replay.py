@@ -1,4 +1,5 @@
-"""Replays a plan: straight-line Python over the recorded calls, run below autograd, or the same compiled by inductor."""
+"""Replays a plan: straight-line Python over the recorded calls, run below autograd, or the same compiled by
+inductor."""
 
 import math
 import time
@@ -35,10 +36,11 @@ class MovedError(RuntimeError):
 
 
 class Graph:
-    """A recorded function of tensors: call it with tensors of the recorded shapes and dtypes, get what it returned.
+    """A recorded function of tensors: call it with tensors of the recorded shapes and dtypes, get what it
+    returned.
 
-    Results are new tensors without gradient history. A result that was an input, a live tensor or a view of one is an
-    alias of it, as it was in the function; constants are handed out as copies.
+    Results are new tensors without gradient history. A result that was an input, a live tensor or a view of
+    one is an alias of it, as it was in the function; constants are handed out as copies.
 
     Attributes:
         nodes: the number of calls that a replay makes.
@@ -61,8 +63,9 @@ class Graph:
         self._compiled: Callable[..., Any] | None = None
         if backend == "inductor":
             # inductor knows operators by their torch.ops names; its own random numbers would not obey the seed
-            options = {"fallback_random": True}
-            self._compiled = torch.compile(_Writer(plan, fast=False).function(), dynamic=False, options=options)
+            options: dict[str, Any] = {"fallback_random": True}
+            function = _Writer(plan, fast=False).function()
+            self._compiled = torch.compile(function, dynamic=False, options=options)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Replays the graph.
@@ -85,7 +88,9 @@ class Graph:
                 break
         for tensor, address in self._anchors:
             if tensor.data_ptr() != address:
-                raise MovedError("a live tensor was moved or replaced after recording; record the function again")
+                raise MovedError(
+                    "a live tensor was moved or replaced after recording; record the function again"
+                )
         if self._compiled is not None:
             return self._call_compiled(inputs)
         with torch._C._AutoDispatchBelowAutograd():
@@ -104,12 +109,14 @@ class Graph:
         for i, (x, (shape, stride, dtype, device)) in enumerate(zip(inputs, self._expected, strict=True)):
             if x.shape != shape or x.dtype is not dtype or x.device != device:
                 raise ValueError(
-                    f"input {i} of the graph is {x.dtype} of shape {tuple(x.shape)} on {x.device}, but it was recorded "
-                    f"as {dtype} of shape {tuple(shape)} on {device}; record the function for this shape"
+                    f"input {i} of the graph is {x.dtype} of shape {tuple(x.shape)} on {x.device}, but it was "
+                    f"recorded as {dtype} of shape {tuple(shape)} on {device}; record the function for this shape"
                 )
             if x.stride() != stride:
                 if i in self._written_inputs:
-                    raise ValueError(f"input {i} is written to and has strides {x.stride()} instead of {stride}")
+                    raise ValueError(
+                        f"input {i} is written to: its strides must be {stride}, not {x.stride()}"
+                    )
                 x = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(x.detach())
             fitted.append(x)
         return tuple(fitted)
@@ -125,7 +132,8 @@ class Graph:
             if self.seconds:
                 raise  # it has run before: the error is about the values
             first = str(error).strip().split("\n")[0]
-            warnings.warn(f"inductor failed ({first}); the graph is replayed eagerly", RuntimeWarning, stacklevel=3)
+            message = f"inductor failed ({first}); the graph is replayed eagerly"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
             self.backend, self._compiled = "eager", None
             return self(*inputs)
         if start:
@@ -175,7 +183,9 @@ class _Writer:
         call = f"{self.operator(node)}({', '.join(arguments)})"
         target = f"{self.pattern(node.out, set(node.made))} = " if node.made else ""
         shapes = ", ".join(str(list(v.geometry[0])) for v in node.made)
-        self.listing.append(f"{target}{node.op}({', '.join(arguments)})" + (f"  # {shapes}" if shapes else ""))
+        self.listing.append(
+            f"{target}{node.op}({', '.join(arguments)})" + (f"  # {shapes}" if shapes else "")
+        )
         return target + call
 
     def operator(self, node: Node) -> str:
@@ -199,7 +209,11 @@ class _Writer:
         if isinstance(item, list | tuple):
             inner = ", ".join(self.expression(x) for x in item)
             return f"[{inner}]" if isinstance(item, list) else f"({inner}{',' if item else ''})"
-        if item is None or isinstance(item, bool | int | str) or (isinstance(item, float) and math.isfinite(item)):
+        if (
+            item is None
+            or isinstance(item, bool | int | str)
+            or (isinstance(item, float) and math.isfinite(item))
+        ):
             return repr(item)
         return self.bind(item, "k", item)
 
@@ -248,8 +262,8 @@ class _OneCall(TorchDispatchMode):
 def fastest(node: Node) -> Any:
     """The cheapest callable that provably makes exactly this one call for these arguments.
 
-    A binding of Python's (such as `torch.mm`) is tried under a mode that runs nothing: it is taken only if it dispatches
-    to this very overload, once, with equal arguments. Otherwise the operator itself is used.
+    A binding of Python's (such as `torch.mm`) is tried under a mode that runs nothing: it is taken only if it
+    dispatches to this very overload, once, with equal arguments. Otherwise the operator itself is used.
     """
     op = node.op
     tensor = lambda leaf: leaf.tensor if isinstance(leaf, Value) else leaf  # noqa: E731

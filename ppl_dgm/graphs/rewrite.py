@@ -1,9 +1,9 @@
 """Puts what densities and their gradients are made of into a cheaper form that is equal within rounding.
 
 Three patterns, each general and each exact up to the order of a sum:
-    x - logsumexp(x, d)                      -> log_softmax(x, d)           (normalised logits of a categorical)
-    g + sum(-g, d) * exp(log_softmax(x, d))  -> its backward in one call
-    view(sum(x, d, keepdim), ...)            -> sum(x, d)                   (the gradient of a bias)
+    x - logsumexp(x, d)                      -> log_softmax(x, d)           (normalised logits of a
+    categorical) g + sum(-g, d) * exp(log_softmax(x, d))  -> its backward in one call view(sum(x, d, keepdim),
+    ...)            -> sum(x, d)                   (the gradient of a bias)
 """
 
 from typing import Any
@@ -38,11 +38,18 @@ def _made_by(value: Any, op: Any, makers: dict[Value, Node]) -> Node | None:
 
 
 def _same_as(node: Node, op: Any, args: tuple[Any, ...]) -> Node | None:
-    """The new call, if its result has the shape, strides and type of the old one (run it: meta kernels import sympy)."""
+    """The new call, if its result has the shape, strides and type of the old one.
+
+    It is run to see: meta kernels, which would not compute, import sympy.
+    """
     made = node.made[0]
     with torch._C._AutoDispatchBelowAutograd():
         result = op(*[a.tensor if isinstance(a, Value) else a for a in args])
-    if (tuple(result.shape), result.stride(), result.dtype) != (made.geometry[0], made.geometry[1], made.geometry[3]):
+    if (tuple(result.shape), result.stride(), result.dtype) != (
+        made.geometry[0],
+        made.geometry[1],
+        made.geometry[3],
+    ):
         return None
     return Node(op, args, {}, made, [made], [a for a in args if isinstance(a, Value)])
 
@@ -64,8 +71,11 @@ def _log_softmax_backward(node: Node, makers: dict[Value, Node]) -> Node | None:
         if product is None or not isinstance(g, Value):
             continue
         for left, right in (product.args, product.args[::-1]):
-            total, power = _made_by(left, _aten.sum.dim_IntList, makers), _made_by(right, _aten.exp.default, makers)
-            minus = _made_by(total.args[0], _aten.neg.default, makers) if total is not None and power else None
+            total = _made_by(left, _aten.sum.dim_IntList, makers)
+            power = _made_by(right, _aten.exp.default, makers)
+            minus = (
+                _made_by(total.args[0], _aten.neg.default, makers) if total is not None and power else None
+            )
             if total is None or power is None or minus is None or minus.args[0] is not g or total.kwargs:
                 continue
             softmax = _made_by(power.args[0], _aten._log_softmax.default, makers)

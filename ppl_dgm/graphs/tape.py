@@ -11,13 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Node", "NotRecordable", "Tape", "Value", "grads_aside", "map_structure", "record_tape", "values_in"]
+__all__ = [
+    "Node",
+    "NotRecordable",
+    "Tape",
+    "Value",
+    "grads_aside",
+    "map_structure",
+    "record_tape",
+    "values_in",
+]
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-# these mutate running statistics without saying so in their schema: (first, last + 1) written argument, training flag
-_SILENT_WRITES = {"native_batch_norm": (3, 5, 5), "cudnn_batch_norm": (3, 5, 5), "miopen_batch_norm": (3, 5, 5)}
+# these mutate running statistics without a word in their schema: first and last + 1 written argument, training flag
+_SILENT_WRITES = dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 5, 5))
+_MOVING = "the inputs, parameters or random draws"
 # ways out of a tensor's memory that the dispatcher does not see
 _SILENT_READS = ("tolist", "numpy", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
 _READ_NAMES = {
@@ -28,12 +38,13 @@ _READ_NAMES = {
 
 
 class NotRecordable(RuntimeError):
-    """A function cannot be recorded; the message names what it does and the line of the user's code that does it."""
+    """A function cannot be recorded; the message names what it does and the line of the user's code that does
+    it."""
 
 
 @dataclass(eq=False)
 class Value:
-    """One tensor of the run. `source` is "input", "live", "constant" (these existed before) or "node" (made by one)."""
+    """One tensor of the run. `source`: "input", "live", "constant" (they existed before) or "node" (made)."""
 
     tensor: Tensor
     storage: int
@@ -43,12 +54,21 @@ class Value:
 
     def __post_init__(self) -> None:
         t = self.tensor
-        self.geometry = (tuple(t.shape), t.stride(), t.storage_offset(), t.dtype, t.device, t.is_conj(), t.is_neg())
+        self.geometry = (
+            tuple(t.shape),
+            t.stride(),
+            t.storage_offset(),
+            t.dtype,
+            t.device,
+            t.is_conj(),
+            t.is_neg(),
+        )
 
 
 @dataclass(eq=False)
 class Node:
-    """One call: `op(*args, **kwargs)` with Values in the place of tensors; `made` are the Values that are new in `out`."""
+    """One call: `op(*args, **kwargs)` with Values for tensors; `made` are the Values that are new in
+    `out`."""
 
     op: Any
     args: tuple[Any, ...]
@@ -68,7 +88,7 @@ class Node:
 
 @dataclass(eq=False)
 class Tape:
-    """What a run did: inputs, calls in order, and the structure that it returned with Values in the place of tensors."""
+    """What a run did: inputs, calls in order, and the structure it returned, with Values for tensors."""
 
     inputs: list[Value]
     nodes: list[Node]
@@ -113,11 +133,14 @@ def user_line() -> str:
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees every call below autograd, executes it and notes it down; a failure is noted too, and the run goes on."""
+    """Sees every call below autograd, runs it and notes it down; a failure is noted too, and the run goes
+    on."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # the default wraps the method below in something that imports torch._dynamo: a second lost
+        return (
+            False  # the default wraps the method below in something that imports torch._dynamo: a second lost
+        )
 
     def __init__(self, inputs: list[Tensor], live: Iterable[Tensor]) -> None:
         super().__init__()
@@ -177,7 +200,7 @@ class _Recorder(TorchDispatchMode):
     def read(self, tensor: Tensor, how: str) -> None:
         """Notes that Python reads the tensor's memory without the dispatcher."""
         if not self.failure and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            reason = f".{how}() reads a value that depends on the inputs, parameters or random draws ({user_line()})"
+            reason = f".{how}() reads a value that depends on {_MOVING} ({user_line()})"
             self.nodes.append(Node(None, (), {}, reads=[self.lookup(tensor)], refusal=reason))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,7 +216,9 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.inplace_view in func.tags or node.name in ("set_", "resize_"):
             self.fail(f"{func} gives a tensor another shape or other memory in place ({user_line()})")
         out = func(*args, **kwargs)
-        node.out = map_structure(lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out)
+        node.out = map_structure(
+            lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out
+        )
         self.nodes.append(node)
         return out
 
@@ -224,7 +249,7 @@ def _refusal(op: Any, reads: list[Value]) -> str:
     name = op._schema.name.split("::")[-1]
     if torch.Tag.data_dependent_output in op.tags:
         how = _READ_NAMES.get(name, str(op))
-        return f"{how} reads a value that depends on the inputs, parameters or random draws ({user_line()})"
+        return f"{how} reads a value that depends on {_MOVING} ({user_line()})"
     if torch.Tag.dynamic_output_shape in op.tags:
         masks = any(value.tensor.dtype in (torch.bool, torch.uint8) for value in reads[1:])
         if name != "index" or masks:  # indexing by integers has a known shape
@@ -258,8 +283,8 @@ def _silent_reads_noted(recorder: _Recorder) -> Iterator[None]:
 
 @contextmanager
 def grads_aside(live: Iterable[Tensor]) -> Iterator[None]:
-    """Runs the body with `.grad = None` on every leaf and puts the old ones back: a backward pass then accumulates
-    onto nothing, in a recorded run as in a plain one."""
+    """Runs the body with `.grad = None` on every leaf and puts the old ones back: a backward pass then
+    accumulates onto nothing, in a recorded run as in a plain one."""
     leaves = [tensor for tensor in live if tensor.is_leaf and tensor.requires_grad]
     saved = [leaf.grad for leaf in leaves]
     for leaf in leaves:
@@ -274,10 +299,12 @@ def grads_aside(live: Iterable[Tensor]) -> Iterator[None]:
 def record_tape(
     fn: Callable[..., Any], inputs: tuple[Tensor, ...], live: Iterable[Tensor]
 ) -> tuple[Tape | None, Any, str]:
-    """Runs `fn` once and returns the tape (None if something could not be noted), what `fn` returned, and why not.
+    """Runs `fn` once and returns the tape (None if something could not be noted), what `fn` returned, and why
+    not.
 
-    The run is a real one: random draws are used up and in-place writes happen. `fn` gets copies of the inputs, so that
-    a tensor that it also holds by closure stays a constant; what it writes to them is written back.
+    The run is a real one: random draws are used up and in-place writes happen. `fn` gets copies of the
+    inputs, so that a tensor that it also holds by closure stays a constant; what it writes to them is written
+    back.
     """
     live = list(live)
     copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
@@ -285,7 +312,9 @@ def record_tape(
     recorder = _Recorder(copies, live)
     with grads_aside(live), _silent_reads_noted(recorder), recorder:
         result = fn(*copies)
-        output = map_structure(lambda leaf: recorder.lookup(leaf) if isinstance(leaf, Tensor) else leaf, result)
+        output = map_structure(
+            lambda leaf: recorder.lookup(leaf) if isinstance(leaf, Tensor) else leaf, result
+        )
     for x, copy, version in zip(inputs, copies, versions, strict=True):
         if copy._version != version:
             with torch.no_grad():
@@ -293,10 +322,14 @@ def record_tape(
     map_structure(lambda leaf: _check_leaf(recorder, leaf), output)
     if recorder.failure:
         return None, result, recorder.failure
-    tape = Tape(recorder.inputs, recorder.nodes, output, recorder.live, [*recorder.keep, *recorder.values.values()])
+    tape = Tape(
+        recorder.inputs, recorder.nodes, output, recorder.live, [*recorder.keep, *recorder.values.values()]
+    )
     return tape, result, ""
 
 
 def _check_leaf(recorder: _Recorder, leaf: Any) -> None:
     if not (leaf is None or isinstance(leaf, Value | bool | int | float | complex | str)):
-        recorder.fail(f"the function returns a {type(leaf).__name__}; it may return tensors, numbers and None")
+        recorder.fail(
+            f"the function returns a {type(leaf).__name__}; it may return tensors, numbers and None"
+        )

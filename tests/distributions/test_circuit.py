@@ -64,7 +64,7 @@ def random_masks(rows: int) -> tuple[Tensor, Tensor]:
 
 def agreeing(x: Tensor, mask: Tensor) -> Tensor:
     """Which of all states agree with the observed entries of each row, [rows, states]."""
-    return ((STATES == x[:, None]) | ~mask[:, None]).all(-1)
+    return ((x[:, None] == STATES) | ~mask[:, None]).all(-1)
 
 
 @CIRCUITS
@@ -211,7 +211,7 @@ def test_tree_and_its_graph_agree():
 
 
 def test_a_variable_with_many_children_does_not_underflow():
-    """400 children at log p of about -5 each: a product of probabilities would leave float32 (and float64)."""
+    """400 children of log p about -5: a product of probabilities would leave float32 and float64."""
     children = 400
     table = torch.tensor([[0.006, 0.994], [0.008, 0.992]]).expand(children, 2, 2)
     logits = torch.cat([torch.full((1, 2, 2), 0.5), table]).log()
@@ -252,7 +252,7 @@ def edited(change) -> nx.DiGraph:
 
 
 BROKEN = {
-    "not smooth": (lambda g: g.add_edge("s3", "c2", weight=0.1), r"sum node 's3' mixes scopes \{3\} and \{2\}"),
+    "not smooth": (lambda g: g.add_edge("s3", "c2", weight=0.1), r"sum node 's3' mixes scopes \{3\} and"),
     "not decomposable": (
         lambda g: g.add_edge("top", "a0"),
         r"smooth and decomposable, but product node 'top' .* which share \{0\}",
@@ -261,12 +261,12 @@ BROKEN = {
     "two roots": (lambda g: g.add_node("odd", kind="sum"), "one root, but the nodes 'top', 'odd'"),
     "weights": (lambda g: g.edges["s01", "pa"].update(weight=0.4), "weights of sum node 's01' sum to 1.1"),
     "negative weight": (lambda g: g.edges["s01", "pa"].update(weight=-0.4), "sum node 's01'.*positive"),
-    "no children": (lambda g: g.remove_edges_from([("pa", "a0"), ("pa", "a1")]) or g.remove_nodes_from(["a0", "a1"]),
+    "no children": (lambda g: g.remove_nodes_from(["a0", "a1"]),
                     "product node 'pa' has no children"),
     "kind": (lambda g: g.nodes["pa"].update(kind="max"), "node 'pa' has kind 'max'"),
     "variable": (lambda g: g.nodes["c2"].update(variable=7), "numbered from 0 without gaps"),
     "no variable": (lambda g: g.nodes["c2"].update(variable=None), "input node 'c2' has variable=None"),
-    "probabilities": (lambda g: g.nodes["c2"].update(probs=[0.5, 0.2, 0.2]), "input node 'c2' must be positive and sum"),
+    "probabilities": (lambda g: g.nodes["c2"].update(probs=[0.5, 0.2, 0.2]), "'c2' must be positive and sum"),
     "length": (lambda g: g.nodes["c2"].update(probs=[0.5, 0.5]), "input node 'c2' has 2 probabilities"),
 }  # fmt: skip
 

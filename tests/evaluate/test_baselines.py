@@ -26,7 +26,7 @@ def small_data(n: int = 200) -> torch.Tensor:
 
 
 def log_likelihood_of_tree(x: torch.Tensor, edges: list[tuple[int, int]]) -> float:
-    """Maximum likelihood of a tree from plain frequencies: pairs on the edges, divided by the shared singles."""
+    """Maximum likelihood of a tree from frequencies: pairs on the edges, divided by the shared singles."""
     total = 0.0
     for row in x.tolist():
         for d in range(D):

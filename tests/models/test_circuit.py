@@ -127,7 +127,7 @@ def test_em_climbs_with_missing_entries(structure):
     program.em_start(x)
     path = [program.em_step(x).item() for _ in range(15)]
     assert all(after >= before - 1e-9 for before, after in itertools.pairwise(path))
-    assert path[-1] > path[0]
+    assert path[-1] > path[0] or structure == "independent"  # whose start is the maximum already
     assert program.log_density(STATES).value.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
 
 

@@ -21,9 +21,17 @@ class Evaluator(Protocol):
     Its rows are x [n, D] int64 and observed [n, D] bool (None: all).
     """
 
-    variables: int
-    values: int
-    overlap: str | None
+    @property
+    def variables(self) -> int:
+        """D."""
+
+    @property
+    def values(self) -> int:
+        """K."""
+
+    @property
+    def overlap(self) -> str | None:
+        """Why the circuit is not certified to be deterministic; None where it is."""
 
     @property
     def tables(self) -> tuple[Tensor, ...]:

@@ -70,7 +70,8 @@ def compile_layers(
         if kind[node] != "input":
             height[node] = 1 + max(height[child] for child in graph.successors(node))
             groups.setdefault((height[node], kind[node]), []).append(node)
-    layers, weights = [], []
+    layers: list[Layer] = []
+    weights: list[float] = []
     for (_, node_kind), nodes in sorted(groups.items(), key=lambda group: group[0]):
         width = max(graph.out_degree(node) for node in nodes)
         children, edges = [], []
@@ -161,11 +162,11 @@ class Layered:
         return in_chunks(frozen._marginals, self._size, x, observed)
 
     def complete(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(lambda *rows: self._downward(*rows, torch.logsumexp, draw), self._size, x, observed)
+        return in_chunks(lambda a, b: self._downward(a, b, torch.logsumexp, draw), self._size, x, observed)
 
     def maximise(self, x: Tensor, observed: Tensor) -> Tensor:
         return in_chunks(
-            lambda *rows: self._downward(*rows, torch.amax, most_probable), self._size, x, observed
+            lambda a, b: self._downward(a, b, torch.amax, most_probable), self._size, x, observed
         )
 
     @property

@@ -73,8 +73,8 @@ class TreePlan:
             raise ProgramError(
                 f"the parents {list(parents)} form a cycle, but a tree was expected; mark a root by -1."
             )
-        parent = torch.tensor(parents, device=device)
-        return cls(parents, tuple(levels), parent.clamp(min=0), parent < 0)
+        above_all = torch.tensor(parents, device=device)
+        return cls(parents, tuple(levels), above_all.clamp(min=0), above_all < 0)
 
 
 Message = Callable[[Tensor, Tensor], Tensor]
@@ -120,7 +120,10 @@ class Tree:
 
     plan: TreePlan
     log_conditionals: Tensor
-    overlap: None = None  # deterministic: the indicator of x_d tells the children of its sum nodes apart
+
+    @property
+    def overlap(self) -> str | None:
+        return None  # deterministic: the indicator of x_d tells the children of its sum nodes apart
 
     @property
     def variables(self) -> int:
@@ -154,12 +157,12 @@ class Tree:
         return in_chunks(frozen._marginals, self._size, x, observed)
 
     def complete(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(lambda *rows: self._downward(*rows, sum_product, draw), self._size, x, observed)
+        return in_chunks(lambda a, b: self._downward(a, b, sum_product, draw), self._size, x, observed)
 
     def maximise(self, x: Tensor, observed: Tensor) -> Tensor:
         width = max(len(level.nodes) for level in self.plan.levels)
         size = width * self.values**2
-        return in_chunks(lambda *rows: self._downward(*rows, max_product, most_probable), size, x, observed)
+        return in_chunks(lambda a, b: self._downward(a, b, max_product, most_probable), size, x, observed)
 
     @property
     def _size(self) -> int:
