@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from ppl_dgm.batched import batched_runs
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
 from ppl_dgm.program import Program
 
@@ -102,7 +103,12 @@ class Weighing:
         if chunk is not None and chunk < 1:
             raise ProgramError(f"chunk must be a positive number of rows, but it is {chunk}.")
         self.program, self.args, self.kwargs, self.prior, self.model = program, args, kwargs, prior, model
-        drawn, story = self._traces(args, kwargs, checked=True)  # plainly first: autoguides set themselves up here
+        try:
+            drawn, story = self._traces(args, kwargs, checked=True)  # plainly first: autoguides set themselves up here
+        except ValueError:
+            if not prior:
+                _check_supports(program, args, kwargs)
+            raise
         self.names = _latent_names(program, drawn, story, prior)
         self.dim, self.size = _data_plate(drawn, story)
         examples = self.size or 1
@@ -171,15 +177,14 @@ class Weighing:
     def _at_once(self, count: int) -> Draws:
         """`count` draws with one weight each: all at once where vmap can follow the program, else one after another."""
 
-        def one(_: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        def one() -> tuple[dict[str, Tensor], Tensor]:
             drawn, story = self._traces(self.args, self.kwargs)
             return {name: drawn.nodes[name]["value"] for name in self.names}, self._total(drawn, story)
 
-        dummies = torch.zeros(count)
         try:
-            sites, weights = torch.func.vmap(one, randomness="different")(dummies)
+            sites, weights = batched_runs(one, count)
         except (RuntimeError, ValueError, NotImplementedError):  # branches on values, or no batching rule
-            runs = [one(dummy) for dummy in dummies]
+            runs = [one() for _ in range(count)]
             sites = {name: torch.stack([values[name] for values, _ in runs]) for name in self.names}
             weights = torch.stack([weight for _, weight in runs])
         if self.model and weights.isnan().any():
@@ -287,6 +292,19 @@ def _check_shapes(drawn: Any, story: Any) -> None:
         for node in trace.nodes.values():
             if _is_site(node):
                 check_site_shape(node, math.inf)
+
+
+def _check_supports(program: Program, args: tuple, kwargs: dict) -> None:
+    """Say so if the guide's draws lie where the model's distribution has no density."""
+    with pyro.validation_enabled(False):
+        drawn = poutine.trace(program.run_guide).get_trace(*args, **kwargs)
+        story = poutine.trace(program.run_model).get_trace(*args, **kwargs)
+    for name, node in drawn.nodes.items():
+        if name in story.nodes and _is_site(node) and not story.nodes[name]["fn"].support.check(node["value"]).all():
+            raise ProgramError(
+                f"the guide of {program.name!r} draws {name!r} outside the support of the model's distribution "
+                f"({story.nodes[name]['fn'].support}); give it a distribution over that support."
+            )
 
 
 def _raise_nan(program: Program, drawn: Any, story: Any) -> None:

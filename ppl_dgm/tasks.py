@@ -9,6 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from .batched import batched_runs
+from .conditioning import check_given, fit_given
 from .errors import DgmError, ProgramError, TaskUnavailable
 from .program import Program, as_program
 from .randomness import seeded
@@ -56,10 +58,14 @@ def sample(
         simulate = getattr(program, "simulate", None)
         if simulate is not None:
             return simulate(n, given=given or None)
-        story: Callable = _fixed(program, given) if given else poutine.uncondition(program.run_model)
+        story = poutine.uncondition(program.run_model)
         if program.draws_n:
-            return _values(story, *args, n=n, **kwargs)
-        return _stacked(story, n, args, kwargs)
+            kwargs = {**kwargs, "n": n}
+            if given:
+                given = fit_given(given, _values(story, *args, **kwargs), n, stacked=False)
+                check_given(story, given, args, kwargs)
+            return _values(poutine.condition(story, given), *args, **kwargs)
+        return _stacked(story, n, given, args, kwargs)
 
 
 def score(
@@ -270,39 +276,23 @@ def _values(story: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     return {name: node["value"] for name, node in sites(trace).items()}
 
 
-def _stacked(story: Callable, n: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+def _stacked(story: Callable, n: int, given: dict[str, Tensor], args: tuple, kwargs: dict) -> dict[str, Tensor]:
     """n independent runs, stacked on the left: all at once where vmap can follow the program, else one after another."""
     first = _values(story, *args, **kwargs)  # with Pyro's checks on, so that a broken program fails with its own reason
-    if n == 1:
+    given = fit_given(given, first, n, stacked=True)
+    if given:
+        check_given(story, {name: value[0] for name, value in given.items()}, args, kwargs)
+
+    def run(fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _values(poutine.condition(story, fixed), *args, **kwargs)
+
+    if n == 1 and not given:
         return {name: value[None] for name, value in first.items()}
     try:
-        with pyro.validation_enabled(False):
-            return torch.func.vmap(lambda _: _values(story, *args, **kwargs), randomness="different")(torch.zeros(n))
+        return batched_runs(run, n, given)
     except (RuntimeError, ValueError, NotImplementedError):  # Python branches on values, masks, operations without a batching rule
-        runs = [first, *(_values(story, *args, **kwargs) for _ in range(n - 1))]
+        runs = [run({name: value[i] for name, value in given.items()}) for i in range(n)]
     try:
-        return {name: torch.stack([run[name] for run in runs]) for name in first}
+        return {name: torch.stack([values[name] for values in runs]) for name in {**first, **runs[0]}}
     except (KeyError, RuntimeError):
         raise TaskUnavailable("the sites or their shapes differ from run to run, so that draws cannot be stacked; draw with n=1.") from None
-
-
-def _fixed(program: Program, given: dict[str, Tensor]) -> Callable:
-    """The model with the given sites held fixed, once it is certain that running it forward is conditioning."""
-
-    def story(*args: Any, **kwargs: Any) -> Any:
-        conditioned = poutine.condition(poutine.uncondition(program.run_model), given)
-        traces = [poutine.trace(conditioned).get_trace(*args, **kwargs) for _ in range(2)]
-        unknown = [name for name in given if name not in traces[0].nodes]
-        if unknown:
-            raise ProgramError(f"given: the program has no site {unknown[0]!r}; it has {', '.join(sites(traces[0]))}.")
-        for trace in traces:
-            trace.compute_log_prob(lambda name, site: name in given)
-        for name in given:
-            if not torch.allclose(traces[0].nodes[name]["log_prob"], traces[1].nodes[name]["log_prob"], equal_nan=True):
-                raise TaskUnavailable(
-                    f"site {name!r} depends on sites that are not given, so running forward does not condition on it; "
-                    f"use infer(...) for the posterior and .predict() for what follows from it."
-                )
-        return conditioned(*args, **kwargs)
-
-    return story

@@ -27,17 +27,20 @@ class GraphParameters(nn.Module):
         self.structure = check_structure(graph, values)
         self.pseudo_count = pseudo_count
         plan, leaves, weights = compile_layers(self.structure)
-        self._plans = {torch.device("cpu"): plan}
+        self._plan = plan
         dtype = torch.get_default_dtype()
         self.leaf_logits = nn.Parameter(leaves.to(dtype))
         self.sum_logits = nn.Parameter(weights.to(dtype))
 
     def evaluator(self) -> Layered:
         """The compiled circuit with the present parameters."""
-        device = self.sum_logits.device
-        if device not in self._plans:
-            self._plans[device] = compile_layers(self.structure, device)[0]
-        return Layered.from_logits(self._plans[device], self.leaf_logits, self.sum_logits)
+        return Layered.from_logits(self._plan, self.leaf_logits, self.sum_logits)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "GraphParameters":
+        super()._apply(*args, **kwargs)
+        if self.sum_logits.device != self._plan.leaf_variable.device:
+            self._plan = compile_layers(self.structure, self.sum_logits.device)[0]
+        return self
 
     def fit_closed_form(self, train: Any, valid: Any) -> dict[str, Any]:
         """

@@ -46,25 +46,30 @@ class TreeParameters(nn.Module):
                 f"structure is {structure!r}, but one of {', '.join(STRUCTURES)} or a graph was expected."
             )
         self.structure, self.pseudo_count, self.values = structure, pseudo_count, values
-        self.logits = nn.Parameter(
-            torch.zeros(variables, values, values)
-        )  # [d, value of the parent, value of d]
+        shape = (variables, values, values)
+        self.logits = nn.Parameter(torch.zeros(shape))  # [d, value of the parent, value of d]
         start = {"star": [-1] + [0] * (variables - 1), "independent": [-1] * variables}
         self.register_buffer("parents", torch.tensor(start.get(structure, list(range(-1, variables - 1)))))
-        self.register_buffer(
-            "base", torch.full((variables, values), 1 / values)
-        )  # what the pseudo-counts shrink to
-        self._plan: tuple[int, int, TreePlan] | None = None
+        # what the pseudo-counts shrink to
+        self.register_buffer("base", torch.full((variables, values), 1 / values))
+        self._compile()
 
     def evaluator(self) -> Tree:
         """The compiled circuit with the present parameters."""
-        key = (
-            id(self.parents),
-            self.parents._version,
-        )  # loading writes in place, moving to a device replaces
-        if self._plan is None or self._plan[:2] != key:
-            self._plan = (*key, TreePlan.build(self.parents.tolist(), self.parents.device))
-        return Tree(self._plan[2], self.logits.log_softmax(-1))
+        return Tree(self._plan, self.logits.log_softmax(-1))
+
+    def _compile(self) -> None:
+        """Sort the tree into levels, whenever it changes or moves: evaluation reads no tensor's values."""
+        self._plan = TreePlan.build(self.parents.tolist(), self.parents.device)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._compile()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "TreeParameters":
+        super()._apply(*args, **kwargs)
+        self._compile()
+        return self
 
     @torch.no_grad()
     def fit_closed_form(
@@ -109,6 +114,7 @@ class TreeParameters(nn.Module):
         self.parents.copy_(torch.tensor(parents))
         self.base.copy_(base)
         self.logits.copy_(log_conditionals)
+        self._compile()
 
 
 class _Candidate:

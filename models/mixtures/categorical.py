@@ -6,7 +6,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
-from torch.nn.functional import embedding_bag
 
 from ppl_dgm.errors import ProgramError
 
@@ -14,21 +13,27 @@ from .mixture import Mixture, spread_rows
 
 __all__ = ["MixtureOfCategoricals"]
 
+_PRIORS = ("uniform", "marginal")
+_ENTRIES = 2**22  # entries of [rows, D * V] held at a time, so that memory stays flat
+
 
 class MixtureOfCategoricals(Mixture):
     """p(x) = sum_k w_k prod_d theta_kd[x_d].
 
-    With `values=2` it is the mixture of Bernoullis. On digits, K = 10: 99.0 nats per test image.
+    With `values=2` it is the mixture of Bernoullis. On digits, nats per test image: 97.7 with 30 components and
+    `pseudo_count=1, prior="marginal"`, the best on the validation split; about 2 more with 10 and the defaults.
 
     Arguments:
         observed: D, entries of an example.
         values: V, each entry is an integer from 0 to V - 1.
         components: K.
-        pseudo_count: added to each expected count in the M-step, which makes EM find the posterior mode under a
-            Dirichlet(1 + pseudo_count) prior on each theta_kd; 0 is maximum likelihood.
+        pseudo_count: added to each expected count in the M-step, on average over the values; EM then finds the
+            posterior mode under the prior theta_kd ~ Dirichlet(1 + pseudo_count V m_d). 0 is maximum likelihood.
+        prior: where the pseudo-counts lie: m_d uniform, or the marginal of entry d in the data that `em_start` saw.
 
     Attributes:
         logits: [K, D, V], theta = softmax(logits).
+        pseudo_counts: [D, V], pseudo_count V m_d.
 
     Raises:
         ProgramError: an argument out of range.
@@ -43,15 +48,22 @@ class MixtureOfCategoricals(Mixture):
         'exact'
     """
 
-    def __init__(self, observed: int, values: int, components: int, pseudo_count: float = 0.3) -> None:
+    pseudo_counts: Tensor
+
+    def __init__(
+        self, observed: int, values: int, components: int, pseudo_count: float = 0.3, prior: str = "uniform"
+    ) -> None:
         super().__init__(observed, components)
         if values < 1:
             raise ProgramError(f"values must be at least 1, but it is {values}.")
         if not 0 <= pseudo_count < math.inf:
             raise ProgramError(f"pseudo_count must be a number from 0, but it is {pseudo_count!r}.")
-        self.values, self.pseudo_count = values, pseudo_count
+        if prior not in _PRIORS:
+            raise ProgramError(f"prior must be one of {', '.join(_PRIORS)}, but it is {prior!r}.")
+        self.values, self.pseudo_count, self.prior = values, pseudo_count, prior
         self.support = constraints.integer_interval(0, values - 1)
         self.logits = nn.Parameter(0.1 * torch.randn(components, observed, values))
+        self.register_buffer("pseudo_counts", torch.full((observed, values), float(pseudo_count)))
 
     def component(self, k: Tensor) -> Distribution:
         """prod_d Categorical(theta_kd)."""
@@ -66,32 +78,50 @@ class MixtureOfCategoricals(Mixture):
         return self.logits.log_softmax(-1)
 
     def component_log_prob(self, x: Tensor) -> Tensor:
-        """log p(x | k) = sum_d log theta_kd[x_d], [batch, K]: D rows of one table, looked up and summed in one pass."""
+        """log p(x | k) = sum_d log theta_kd[x_d] in nats, [batch, K], as one product of matrices."""
         table = self.log_theta.flatten(1).mT  # [D * V, K]
-        first = torch.arange(self.observed, device=x.device) * self.values  # where pixel d's rows begin
-        return embedding_bag(x + first, table, mode="sum")
+        return torch.cat([self._one_hot(part) @ table for part in self._parts(x)])
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(max(1, _ENTRIES // self.pseudo_counts.numel()))
+
+    def _one_hot(self, x: Tensor) -> Tensor:
+        """1[x_nd = v], [n, D * V]."""
+        first = torch.arange(self.observed, device=x.device) * self.values  # where entry d's columns begin
+        blank = torch.zeros(len(x), self.pseudo_counts.numel(), device=x.device, dtype=self.dtype)
+        return blank.scatter_(1, x + first, 1.0)
+
+    # -- expectation maximisation -------------------------------------------------------------------------------------
 
     def log_prior(self) -> Tensor:
         """Log density of the pseudo-counts' Dirichlet prior up to a constant, in nats, []; EM raises likelihood + prior."""
-        return self.pseudo_count * self.log_theta.sum()
+        return (self.pseudo_counts * self.log_theta).sum()
 
     @torch.no_grad()
     def em_start(self, x: Tensor) -> None:
         """Components from the rows nearest to k-means++ seeds, pulled half-way to the whole data's marginals."""
         x = self.as_data(x)
+        if self.prior == "marginal":
+            counts = self._counts(x, torch.ones(len(x), 1, device=x.device, dtype=self.dtype)).squeeze(0) + 0.3
+            marginal = counts / counts.sum(-1, keepdim=True)  # [D, V], no value impossible
+            self.pseudo_counts.copy_(self.pseudo_count * self.values * marginal)
         entries = x.to(self.dtype)
         seeds = entries[spread_rows(entries, self.components)]  # [K, D]
-        nearest = torch.cdist(entries, seeds).argmin(-1)  # [N]
-        groups = nn.functional.one_hot(nearest, self.components).to(self.dtype)  # [N, K]
+        groups = nn.functional.one_hot(torch.cdist(entries, seeds).argmin(-1), self.components)  # [N, K]
         self.set_weights(torch.full_like(self.weight_logits, 1 / self.components))
-        self.maximise(x, 0.5 * groups + 0.5 / self.components)
+        self.maximise(x, 0.5 * groups.to(self.dtype) + 0.5 / self.components)
 
     @torch.no_grad()
     def maximise(self, x: Tensor, responsibilities: Tensor) -> None:
-        """theta_kd[v] = (sum_n r_nk 1[x_nd = v] + pseudo_count) / (N_k + V pseudo_count); without any count, uniform."""
-        counts = [responsibilities.mT @ (x == value).to(responsibilities) for value in range(self.values)]  # V of [K, D]
-        counts = torch.stack(counts, -1) + self.pseudo_count  # [K, D, V]
+        """theta_kd[v] proportional to sum_n r_nk 1[x_nd = v] + pseudo_counts_d[v]; without any count, uniform."""
+        counts = self._counts(x, responsibilities) + self.pseudo_counts  # [K, D, V]
         total = counts.sum(-1, keepdim=True)
         tiny = torch.finfo(self.dtype).tiny
         theta = torch.where(total > tiny, counts / total.clamp_min(tiny), 1 / self.values)
         self.logits.copy_(theta.clamp_min(tiny).log())  # finite also where a value was never seen
+
+    def _counts(self, x: Tensor, responsibilities: Tensor) -> Tensor:
+        """sum_n r_nk 1[x_nd = v], [K, D, V]."""
+        parts = zip(self._parts(x), self._parts(responsibilities))
+        sums = sum(share.mT @ self._one_hot(part) for part, share in parts)
+        return torch.as_tensor(sums).reshape(-1, *self.pseudo_counts.shape)

@@ -152,6 +152,7 @@ class MixtureOfGaussians(Mixture):
 
     # -- discrete data ------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def log_mass(self, x: Tensor, width: float = 1.0) -> Score:
         """log P(x - width/2 < X < x + width/2): the probability of the cell around each example, exact.
 

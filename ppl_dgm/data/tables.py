@@ -356,8 +356,8 @@ def _names(path: Path, lines: list[tuple[int, list[str]]], header: bool | None) 
         if header and len(texts) < len(given):
             column = texts[0]
             raise DataError(
-                f"{path.name}, line {line}, column {column} (from 0): {cells[column]!r} is text beside numbers; "
-                "correct the cell, or pass header=True if the line holds the columns' names."
+                f"{path.name}, line {line}, column {column} (from 0): {cells[column]!r} is text beside "
+                "numbers; correct the cell, or pass header=True if the line holds the columns' names."
             )
     if not header:
         return None

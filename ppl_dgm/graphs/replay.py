@@ -62,7 +62,7 @@ class Graph:
         self._listing = writer.listing
         self._compiled: Callable[..., Any] | None = None
         if backend == "inductor":
-            # inductor knows operators by their torch.ops names; its own random numbers would not obey the seed
+            # inductor knows operators by their torch.ops names; its own random numbers ignore the seed
             options: dict[str, Any] = {"fallback_random": True}
             function = _Writer(plan, fast=False).function()
             self._compiled = torch.compile(function, dynamic=False, options=options)
@@ -109,8 +109,8 @@ class Graph:
         for i, (x, (shape, stride, dtype, device)) in enumerate(zip(inputs, self._expected, strict=True)):
             if x.shape != shape or x.dtype is not dtype or x.device != device:
                 raise ValueError(
-                    f"input {i} of the graph is {x.dtype} of shape {tuple(x.shape)} on {x.device}, but it was "
-                    f"recorded as {dtype} of shape {tuple(shape)} on {device}; record the function for this shape"
+                    f"input {i} of the graph is {x.dtype} of shape {tuple(x.shape)} on {x.device}, but it "
+                    f"was recorded as {dtype} of shape {tuple(shape)} on {device}; record it for this one"
                 )
             if x.stride() != stride:
                 if i in self._written_inputs:

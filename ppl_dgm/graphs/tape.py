@@ -25,7 +25,7 @@ __all__ = [
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-# these mutate running statistics without a word in their schema: first and last + 1 written argument, training flag
+# these write running statistics without a word in their schema: written arguments [first, end), training flag
 _SILENT_WRITES = dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 5, 5))
 _MOVING = "the inputs, parameters or random draws"
 # ways out of a tensor's memory that the dispatcher does not see
@@ -188,7 +188,7 @@ class _Recorder(TorchDispatchMode):
             if parameter:
                 self.live.add(storage)
             return self.enter(tensor, "live" if storage in self.live else "constant", storage)
-        # memory made in this run, reached by a way that the dispatcher does not see (`x.data = y`): name the way
+        # memory made in this run, reached behind the dispatcher's back (`x.data = y`): say how
         if owner.tensor.dtype != tensor.dtype:
             self.fail(f"memory is reinterpreted as {tensor.dtype} outside the dispatcher ({user_line()})")
         made = self.enter(tensor, "node", storage)

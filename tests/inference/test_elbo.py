@@ -55,11 +55,11 @@ def test_shared_latent_site_gives_one_value() -> None:
     score = dgm.score(model, x, guide=guide, method=dgm.ELBO(draws=10_000), seed=0)
     exact = dist.Normal(0.0, 1.0).log_prob(x).sum() - 0.5 * len(x)  # the guide is the prior: E (x - m)^2 = x^2 + 1
     assert score.value.shape == ()
-    assert abs(float(score.value - exact)) < 4 * float(score.stderr) < 0.2
+    assert abs(float(score.value - exact)) < 4 * float(score.stderr) < 0.5
 
 
 def test_svi_reports_the_same_objective() -> None:
     program = LinearGaussian()
     with program.running():
-        loss = pyro.infer.Trace_ELBO(num_particles=2000, vectorize_particles=False).loss(program.run_model, program.run_guide, X)
-    assert abs(-loss - float(closed_form(program, X).sum())) < 0.2
+        loss = pyro.infer.Trace_ELBO(num_particles=300, vectorize_particles=False).loss(program.run_model, program.run_guide, X)
+    assert abs(-loss - float(closed_form(program, X).sum())) < 0.5

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles.linear_gaussian import LinearGaussian
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 import ppl_dgm as dgm
@@ -209,7 +210,8 @@ def test_autoguide_draws_lie_where_the_sites_do() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(weights.sum(-1), scale), obs=x)
 
-    for guide in ("AutoNormal", "AutoMultivariateNormal"):
+    for kind in (AutoNormal, AutoMultivariateNormal):
+        guide = kind(model, init_scale=0.7)
         posterior = dgm.infer(model, X[:, 0], guide=guide, method=dgm.Amortised(draws=50), seed=0)
         assert posterior.draws["scale"].shape == (1, 50)
         assert posterior.draws["weights"].shape == (1, 50, 3)
@@ -218,7 +220,7 @@ def test_autoguide_draws_lie_where_the_sites_do() -> None:
         score = dgm.score(model, X[:, 0], guide=guide, method=dgm.ImportanceWeighted(draws=4000), seed=0)
         other = dgm.score(model, X[:, 0], method=dgm.SimpleMonteCarlo(draws=20_000), seed=1)
         error = math.hypot(float(score.stderr), float(other.stderr))
-        assert abs(float(score.value - other.value)) < 4 * error < 0.6
+        assert abs(float(score.value - other.value)) < 4 * error < 0.8
 
 
 def test_seed_repeats_and_single_draw_has_no_error() -> None:

@@ -7,6 +7,7 @@ import pyro
 import pytest
 import torch
 
+import ppl_dgm as dgm
 from ppl_dgm.data import digits
 from ppl_dgm.distributions.circuit import CircuitDistribution, tree_graph
 from ppl_dgm.errors import DataError, ProgramError, TaskUnavailable
@@ -206,3 +207,21 @@ def test_refusals():
         program.simulate(2, given={"x": torch.full((3, D), -1)})
     with pytest.raises(ProgramError, match="no site 'z'"):
         program.simulate(2, given={"z": torch.zeros(D)})
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Circuit(D, K), lambda: Circuit.from_graph(mixture())], ids=["tree", "graph"]
+)
+def test_the_verbs_and_a_run_folder(make, tmp_path):
+    x, program = data(), make()
+    before = dgm.score(program, x).mean().value
+    fit = dgm.learn(program, x[:200], valid=x[200:], seed=0)
+    after = dgm.score(program, x)
+    assert after.kind == "exact" and after.mean().value > before
+    fit.save(tmp_path)
+    loaded = dgm.Fit.load(tmp_path).program
+    assert torch.equal(dgm.score(loaded, x).value, after.value)
+    drawn = dgm.sample(loaded, 5, seed=3)["x"]
+    assert drawn.shape == (5, D) and torch.equal(drawn, dgm.sample(program, 5, seed=3)["x"])
+    given = torch.tensor([1, -1, -1, 2])
+    assert (dgm.sample(program, 5, given={"x": given}, seed=0)["x"][:, [0, 3]] == given[[0, 3]]).all()

@@ -23,7 +23,7 @@ class LinearGaussian(Program):
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         self.seen.append(n if x is None else len(x))
         with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(self.weight.shape[1]), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(self.weight.new_zeros(self.weight.shape[1]), 1.0).to_event(1))
             return pyro.sample("x", dist.Normal(z @ self.weight.T + self.bias, self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, n: int = 1) -> None:
@@ -32,7 +32,7 @@ class LinearGaussian(Program):
 
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z | x) = N(M^-1 W^T (x - b), s^2 M^-1), M = W^T W + s^2 I."""
-        m = self.weight.T @ self.weight + self.scale**2 * torch.eye(self.weight.shape[1])
+        m = self.weight.T @ self.weight + self.scale**2 * torch.eye(self.weight.shape[1]).to(self.weight)
         covariance = self.scale**2 * torch.linalg.inv(m)
         return dist.MultivariateNormal((x - self.bias) @ self.weight @ torch.linalg.inv(m).T, covariance)
 
@@ -43,5 +43,5 @@ class LinearGaussian(Program):
 
     def evidence(self, x: Tensor) -> Tensor:
         """ln N(x | b, W W^T + s^2 I), [batch]."""
-        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(len(self.bias))
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(len(self.bias)).to(self.weight)
         return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(x)

@@ -22,10 +22,9 @@ class CircuitDistribution(TorchDistribution):
     """A smooth and decomposable circuit over D categorical variables with values 0 to K - 1; event shape [D].
 
     One upward pass over the circuit answers evidence and marginal queries with any mask, a second one
-    downward
-    conditionals, conditional sampling and, where the circuit is deterministic, the most probable completion.
-    A mask
-    is True where an entry is observed; the other entries of x are never looked at. All answers are exact.
+    downward conditionals, conditional sampling and, where the circuit is deterministic, the most probable
+    completion. A mask is True where an entry is observed; the other entries of x are never looked at. All
+    answers are exact.
 
     Build it with `from_tree` or `from_graph`.
 
@@ -35,8 +34,7 @@ class CircuitDistribution(TorchDistribution):
         batch_shape: independent copies, usually from `expand`.
 
     Source: H. Poon and P. Domingos (2011), Sum-product networks; Y. Choi, A. Vergari and G. Van den Broeck
-        (2020),
-    Probabilistic circuits; C. Chow and C. Liu (1968) for the tree.
+    (2020), Probabilistic circuits; C. Chow and C. Liu (1968) for the tree.
 
     >>> table = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]])
     >>> circuit = CircuitDistribution.from_tree([-1, 0], table.log())

@@ -123,12 +123,12 @@ class Layered:
     def from_logits(cls, plan: LayerPlan, leaf_logits: Tensor, sum_logits: Tensor) -> "Layered":
         """The circuit whose leaves and sum nodes have these unnormalised log weights, [I, K] and [E]."""
         padded = torch.cat([sum_logits, sum_logits.new_full((1,), -torch.inf)])
-        weights = torch.zeros_like(sum_logits)
+        weights = torch.zeros_like(padded)
         for layer in plan.layers:
             if layer.is_sum:
                 normal = padded[layer.edges].log_softmax(-1)  # [nodes, C]
-                weights = weights.index_put((layer.edges[layer.real],), normal[layer.real])
-        return cls(plan, leaf_logits.log_softmax(-1), weights)
+                weights = weights.index_put((layer.edges,), normal)
+        return cls(plan, leaf_logits.log_softmax(-1), weights[:-1])  # the last one is the padding
 
     @property
     def variables(self) -> int:

@@ -109,9 +109,8 @@ class Tree:
     """p(x) = prod_d p(x_d | x_parent(d)) as a smooth, decomposable and deterministic circuit.
 
     Each value of each variable is a product node over its indicator and its children's sum nodes; each pair
-    of a
-    variable and a value of its parent is a sum node (`tree_graph` writes that circuit out). One level of the
-    tree is evaluated at a time.
+    of a variable and a value of its parent is a sum node (`tree_graph` writes that circuit out). One level of
+    the tree is evaluated at a time.
 
     Attributes:
         plan: who depends on whom.
