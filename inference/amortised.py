@@ -19,7 +19,7 @@ __all__ = ["Amortised"]
 @algorithm("amortised")
 @dataclass(frozen=True)
 class Amortised:
-    """The approximate posterior q(z | x): draws from the guide, unweighted, in the space of the model's sites.
+    """The approximate posterior q(z | x): unweighted draws from the guide, in the space of the sites.
 
     `Importance` weights the same draws, which makes them consistent and gives the evidence.
 
@@ -46,4 +46,6 @@ class Amortised:
         """See `ppl_dgm.infer`."""
         with torch.no_grad():
             draws, _ = collect(Weighing(program, args, kwargs, chunk=self.chunk, model=False), self.draws)
-        return Posterior(draws, cost=Cost(steps=self.draws), how=f"draws from the guide of {program.name}", program=program)
+        return Posterior(
+            draws, cost=Cost(steps=self.draws), how=f"draws from the guide of {program.name}", program=program
+        )

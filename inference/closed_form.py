@@ -40,12 +40,16 @@ class ClosedForm:
 
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
-        """Learn; see `ppl_dgm.learn`. `history` has one row; `notes` holds what the program says about its choices."""
+        """Learn; see `ppl_dgm.learn`. The history has one row; the notes are the program's own."""
         if not hasattr(program, "fit_closed_form"):
             other = "em" if hasattr(program, "em_step") else "svi"
-            raise TaskUnavailable(f"{program.name!r} has no closed form (a method fit_closed_form); learn it with method={other!r}.")
+            raise TaskUnavailable(
+                f"{program.name!r} has no closed form (fit_closed_form); learn it with method={other!r}."
+            )
         if args:
-            raise ProgramError(f"closed-form takes the data alone, not {len(args)} more arguments; leave them out.")
+            raise ProgramError(
+                f"closed-form takes the data alone, not {len(args)} more arguments; leave them out."
+            )
         begun = time.perf_counter()
         notes = program.fit_closed_form(data, valid, **self.options) or {}
         row: dict[str, float] = {"epoch": 1}
@@ -55,4 +59,11 @@ class ClosedForm:
                 row["valid"] = -program.log_density(valid).mean().value
         row["seconds"] = time.perf_counter() - begun
         cost = Cost(1, row["seconds"], path="closed form")
-        return Fit(program, pd.DataFrame([row]), "closed form", cost, "-log likelihood, nats per example", dict(notes))
+        return Fit(
+            program,
+            pd.DataFrame([row]),
+            "closed form",
+            cost,
+            "-log likelihood, nats per example",
+            dict(notes),
+        )

@@ -21,8 +21,8 @@ class Denoising(GradientLearner):
     """Minimise a program's `denoising_loss(x, weighting) -> [batch]` by gradient steps.
 
     Arguments:
-        weighting: "bound" weighs each step so that the expected loss is the variational bound itself; "simple" is the unweighted squared
-            error of the noise, E_{t, eps} ||eps - eps-hat(z_t, t)||^2.
+        weighting: "bound" weighs each step so that the expected loss is the variational bound itself;
+            "simple" is the unweighted squared error of the noise, E_{t, eps} ||eps - eps-hat(z_t, t)||^2.
         valid_draws: how many random steps each validation example is tried at.
         others: see `GradientLearner`.
 
@@ -46,7 +46,9 @@ class Denoising(GradientLearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weighting not in ("bound", "simple"):
-            raise ProgramError(f"Denoising: weighting must be 'bound' or 'simple', but it is {self.weighting!r}.")
+            raise ProgramError(
+                f"Denoising: weighting must be 'bound' or 'simple', but it is {self.weighting!r}."
+            )
         if self.valid_draws < 1:
             raise ProgramError(f"Denoising: valid_draws must be at least 1, but it is {self.valid_draws!r}.")
 
@@ -56,7 +58,10 @@ class Denoising(GradientLearner):
 
     def prepare(self, program: Program, batch: tuple) -> Program:
         if not hasattr(program, "denoising_loss"):
-            raise TaskUnavailable(f"{program.name!r} has no denoising_loss(x, weighting), which diffusion models have; learn it with method='svi'.")
+            raise TaskUnavailable(
+                f"{program.name!r} has no denoising_loss(x, weighting), which diffusion models have; learn it "
+                "with method='svi'."
+            )
         with torch.no_grad():
             program.denoising_loss(batch[0], self.weighting)
         return program

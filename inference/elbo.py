@@ -29,8 +29,8 @@ class ELBO:
         chunk: rows (examples x draws) that go through the networks at once; None chooses by size.
 
     Returns:
-        A `Score` of kind `lower_bound`, per example, or of shape [] for a program whose examples share latent sites; `stderr` is the
-        Monte Carlo standard error of the average.
+        A `Score` of kind `lower_bound`, per example, or of shape [] for a program whose examples share latent
+        sites; `stderr` is the Monte Carlo standard error of the average.
 
     Raises:
         TaskUnavailable: there is no guide.
@@ -49,6 +49,8 @@ class ELBO:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        _, log_weights = collect(Weighing(program, args, kwargs, chunk=self.chunk), self.draws)  # [draw, batch] or [draw]
+        _, log_weights = collect(
+            Weighing(program, args, kwargs, chunk=self.chunk), self.draws
+        )  # [draw, batch] or [draw]
         stderr = log_weights.std(0) / math.sqrt(self.draws) if self.draws > 1 else None
         return Score(log_weights.mean(0), "lower_bound", stderr, f"evidence lower bound, {self.draws} draws")

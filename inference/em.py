@@ -32,13 +32,13 @@ class _Run:
 @algorithm("em")
 @dataclass(frozen=True)
 class EM:
-    """Expectation maximisation: each step raises the mean log likelihood (plus the log prior per example, where there is one).
+    """Expectation maximisation: each step raises the mean log likelihood (plus log prior, if any).
 
         E:  r(z) = p(z | x; theta)        M:  theta = argmax E_r [ log p(x, z; theta) ] + log p(theta)
 
-    A program offers `em_step(x) -> mean log likelihood before the step` and, optionally, `em_start(x)`, which draws a start from the
-    data, and `log_prior()`, the log density of its parameters' prior in nats. The kept weights are the best on `valid`, else on the
-    training objective, over all steps of all restarts.
+    A program offers `em_step(x) -> mean log likelihood before the step` and, optionally, `em_start(x)`, which
+    draws a start from the data, and `log_prior()`, the log density of its parameters' prior in nats. The kept
+    weights are the best on `valid`, else on the training objective, over all steps of all restarts.
 
     Arguments:
         steps: most steps per start.
@@ -51,7 +51,7 @@ class EM:
         TaskUnavailable: the program has no `em_step`.
         NumericalError: the objective fell by more than rounding, which exact EM cannot do, or is not finite.
 
-    Source: A. Dempster, N. Laird and D. Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
+    Source: A. Dempster, N. Laird and D. Rubin (1977), Maximum likelihood from incomplete data.
 
     Example:
         >>> import ppl_dgm as dgm
@@ -76,7 +76,7 @@ class EM:
 
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
-        """Learn; see `ppl_dgm.learn`. `history` is that of the best start; `notes["restarts"]` has the best value of each."""
+        """Learn; see `ppl_dgm.learn`. The history is of the best start; notes has `restarts`."""
         begun = time.perf_counter()
         self._check(program, valid)
         starts = self.restarts if hasattr(program, "em_start") else 1
@@ -95,15 +95,26 @@ class EM:
 
     def _check(self, program: Program, valid: Tensor | None) -> None:
         if not hasattr(program, "em_step"):
-            raise TaskUnavailable(f"{program.name!r} has no E- and M-step (a method em_step); learn it with method='svi'.")
+            raise TaskUnavailable(
+                f"{program.name!r} has no E- and M-step (a method em_step); learn it with method='svi'."
+            )
         if self.patience is not None and valid is None:
-            raise ProgramError(f"EM: patience={self.patience} watches the validation likelihood; pass valid=..., or leave patience out.")
+            raise ProgramError(f"EM: patience={self.patience} watches the validation split; pass valid=....")
         if valid is not None and not hasattr(program, "log_density"):
-            raise TaskUnavailable(f"{program.name!r} has no exact log_density to compare on valid; leave valid out.")
+            raise TaskUnavailable(
+                f"{program.name!r} has no exact log_density to compare on valid; leave valid out."
+            )
 
     def _climb(
-        self, program: Program, data: Tensor, args: tuple, valid: Tensor | None, runs: list[_Run], report: Any, begun: float
-    ) -> None:  # fmt: skip
+        self,
+        program: Program,
+        data: Tensor,
+        args: tuple,
+        valid: Tensor | None,
+        runs: list[_Run],
+        report: Any,
+        begun: float,
+    ) -> None:
         """Steps from one start until nothing is gained; fills the last of `runs`."""
         run = runs[-1]
         previous, best_step = -math.inf, 0
@@ -134,7 +145,9 @@ class EM:
             previous = likelihood + prior
         run.stopped = f"all {self.steps} steps done"
 
-    def _check_rise(self, program: Program, value: float, previous: float, runs: list[_Run], step: int) -> None:
+    def _check_rise(
+        self, program: Program, value: float, previous: float, runs: list[_Run], step: int
+    ) -> None:
         """Exact EM never falls; what does is a wrong step or lost precision."""
         slack = 1e4 * torch.finfo(program.dtype).eps * (1 + abs(value))
         if math.isfinite(value) and value >= previous - slack:
@@ -145,7 +158,9 @@ class EM:
         if kept:
             best = min(kept, key=lambda run: run.best)
             program.load_state_dict(best.state)
-            fit = Fit(program, pd.DataFrame(best.rows), f"the objective {found}", Cost(step), self._aim(program))
+            fit = Fit(
+                program, pd.DataFrame(best.rows), f"the objective {found}", Cost(step), self._aim(program)
+            )
         raise NumericalError(
             f"EM of {program.name!r}: the objective {found} in step {step}, which exact EM cannot do; "
             "use float64 (program.double()), or check the program's em_step.", fit,
@@ -153,5 +168,9 @@ class EM:
 
     @staticmethod
     def _aim(program: Program) -> str:
-        penalty = ", minus the log prior (column penalised)" if hasattr(program, "log_prior") and program.log_prior() else ""
+        penalty = (
+            ", minus the log prior (column penalised)"
+            if hasattr(program, "log_prior") and program.log_prior()
+            else ""
+        )
         return f"-log likelihood, nats per example{penalty}"

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import opt_einsum
+import opt_einsum  # type: ignore[import-untyped]
 import pyro.distributions as dist
 import torch
-from opt_einsum import shared_intermediates
+from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
 from pyro import poutine
 from pyro.distributions.util import is_identically_one
 from pyro.ops import packed
@@ -31,11 +31,12 @@ _ENTRIES = 2**24  # entries of the factors of all draws that are made at once
 
 
 class Enumeration:
-    """log p(x, z) = sum_f log f(z_f, x), every latent site discrete, every factor a tensor over the few sites that it touches.
+    """log p(x, z) = sum_f log f(z_f, x), each factor f a tensor over the few latent sites that it touches.
 
-    The program runs twice: once forward, to see its sites, once with every latent site enumerated along a tensor dimension of its own
-    (Pyro's parallel enumeration; `pyro.markov` bounds their number). Sums then go by tensor variable elimination, so that a chain
-    costs its length and a plate its size, not the exponential of it.
+    The program runs twice: once forward, to see its sites, once with every latent site enumerated along a
+    tensor dimension of its own (Pyro's parallel enumeration; `pyro.markov` bounds their number). Sums then go
+    by tensor variable elimination, so that a chain costs its length and a plate its size, not the exponential
+    of it.
 
     Arguments:
         program: any program; call inside `program.running()`.
@@ -43,12 +44,14 @@ class Enumeration:
 
     Attributes:
         latent: {site: distribution} of what is summed out, with its batch shape.
-        per_example: whether every site lies inside the plate `data`, so that the evidence has one value per example.
-        normalised: False where the program has `pyro.factor` terms, so that its density is known up to a constant.
+        per_example: whether every site lies inside the plate `data`, so that the evidence has one value per
+            example.
+        normalised: False where the program has `pyro.factor` terms, so that its density is known up to a
+            constant.
 
     Raises:
-        TaskUnavailable: a latent site is continuous or cannot be enumerated, a site is subsampled or rescaled, the program branches in
-            Python on a latent value, or plates cross.
+        TaskUnavailable: a latent site is continuous or cannot be enumerated, a site is subsampled or
+            rescaled, the program branches in Python on a latent value, or plates cross.
         ProgramError: no sites at all, or a batch dimension outside any plate.
 
     Source: F. Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
@@ -59,38 +62,59 @@ class Enumeration:
             plain = prune_subsample_sites(poutine.trace(program.run_model).get_trace(*args, **kwargs))
             nodes = _random(plain)
             _check(program, plain, nodes)
-            self.latent: dict[str, Any] = {n: node["fn"] for n, node in latent_sites(plain).items() if not _is_point(node["fn"])}
+            self.latent: dict[str, Any] = {
+                n: node["fn"] for n, node in latent_sites(plain).items() if not _is_point(node["fn"])
+            }
             self.nesting = max((-f.dim for node in nodes.values() for f in _plates(node)), default=0)
             self.per_example = all(data_dim(node) is not None for node in nodes.values())
             self.normalised = not any(isinstance(node["fn"], dist.Unit) for node in nodes.values())
-            self.examples = next((f.size for node in nodes.values() for f in _plates(node) if f.name == "data"), 0)
+            self.examples = next(
+                (f.size for node in nodes.values() for f in _plates(node) if f.name == "data"), 0
+            )
             trace = self._enumerated(program, args, kwargs) if self.latent else plain
             _check_shapes(trace, self.nesting)
             trace.pack_tensors()
         self._collect(trace)
 
     def _enumerated(self, program: Program, args: tuple, kwargs: dict) -> Any:
-        def configure(site: dict) -> dict:
-            return {"enumerate": "parallel", "expand": False, "num_samples": None} if site["name"] in self.latent else {}
+        def configure(site: Any) -> Any:
+            return (
+                {"enumerate": "parallel", "expand": False, "num_samples": None}
+                if site["name"] in self.latent
+                else {}
+            )
 
+        trace: Any
         with _explained(program), EnumMessenger(first_available_dim=-1 - self.nesting):
-            trace = poutine.trace(poutine.infer_config(program.run_model, configure)).get_trace(*args, **kwargs)
-        trace = prune_subsample_sites(trace)
-        missed = [n for n in self.latent if n not in trace or trace.nodes[n]["infer"].get("_enumerate_dim") is None]
-        missed += [name for name in latent_sites(trace) if name not in self.latent and not _is_point(trace.nodes[name]["fn"])]
+            trace = poutine.trace(poutine.infer_config(program.run_model, configure)).get_trace(
+                *args, **kwargs
+            )
+            trace = prune_subsample_sites(trace)
+            trace.compute_log_prob()
+        missed = [
+            n for n in self.latent if n not in trace or trace.nodes[n]["infer"].get("_enumerate_dim") is None
+        ]
+        missed += [
+            name
+            for name in latent_sites(trace)
+            if name not in self.latent and not _is_point(trace.nodes[name]["fn"])
+        ]
         if missed:
             raise TaskUnavailable(
-                f"site {missed[0]!r} of {program.name!r} comes and goes from run to run, so its values cannot be enumerated; "
+                f"{program.name!r}: site {missed[0]!r} is not drawn in every run and cannot be enumerated; "
                 "draw every site in every run, and mask what does not count."
             )
-        trace.compute_log_prob()
         return trace
 
     def _collect(self, trace: Any) -> None:
         """The packed log factors, sorted by the plates that they stand in."""
         self.symbol_to_dim = dict(trace.symbol_to_dim)
-        self.data = frozenset(trace.plate_to_symbol["data"]) if self.per_example and self.examples > 1 else frozenset()
-        self.terms: list[tuple[frozenset, Tensor]] = []
+        self.data = (
+            frozenset(trace.plate_to_symbol["data"])
+            if self.per_example and self.examples > 1
+            else frozenset()
+        )
+        self.terms: list[tuple[frozenset, Any]] = []
         self.own: dict[str, int] = {}  # latent site -> the index of its own factor, log p(z | parents)
         self.symbols: dict[str, str] = {}
         for name, node in _random(trace).items():
@@ -101,10 +125,12 @@ class Enumeration:
                 log_factor = packed.scale_and_mask(log_factor, mask=node["packed"]["mask"])
             plates = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node) if f.size > 1)
             self.terms.append((plates, log_factor))
-        self.sizes = {symbol: size for _, term in self.terms for symbol, size in zip(term._pyro_dims, term.shape)}
+        self.sizes = {
+            symbol: size for _, term in self.terms for symbol, size in zip(term._pyro_dims, term.shape)
+        }
         self.sum_dims = set(self.symbols.values())
 
-    # -- answers ------------------------------------------------------------------------------------------------------
+    # -- answers ---------------------------------------------------------------------------------------------
 
     def log_evidence(self) -> Tensor:
         """log p(x) in nats: one value per example, [batch], where `per_example`, else of the whole, []."""
@@ -119,7 +145,10 @@ class Enumeration:
 
     @torch.enable_grad()
     def marginals(self) -> dict[str, Tensor]:
-        """p(z_s | x), {site: [*batch, values]}: the gradient of log p(x) with respect to log p(z_s | parents), summed over the parents."""
+        """p(z_s | x) for each site, {site: [*batch, values]}.
+
+        It is the gradient of log p(x) with respect to log p(z_s | parents), summed over the parents.
+        """
         terms = [(plates, _packed(term.detach().clone(), term._pyro_dims)) for plates, term in self.terms]
         leaves = [terms[index][1].requires_grad_() for index in self.own.values()]
         gradients = torch.autograd.grad(self._sum(_tree(terms), frozenset()), leaves)
@@ -131,20 +160,26 @@ class Enumeration:
             parents = [position for position, symbol in enumerate(dims) if symbol not in kept]
             joint = gradient.sum(parents) if parents else gradient
             table = _packed(joint, "".join(symbol for symbol in dims if symbol in kept))
-            table = self._as_batch(table, self.symbols[name], self.latent[name].batch_shape).movedim(0, -1).clamp_min(0)
+            table = (
+                self._as_batch(table, self.symbols[name], self.latent[name].batch_shape)
+                .movedim(0, -1)
+                .clamp_min(0)
+            )
             answer[name] = table / table.sum(-1, keepdim=True)
         return answer
 
     @torch.no_grad()
     def sample(self, draws: int) -> dict[str, Tensor]:
-        """Joint draws z ~ p(z | x), {site: [draws, *batch, *event]}: sums forward, then draws backward along the same path."""
+        """Joint draws z ~ p(z | x), {site: [draws, *batch, *event]}: sums forward, then draws backward."""
         entries = sum(term.numel() for _, term in self.terms)
         at_once = max(1, min(draws, _ENTRIES // entries))
         parts = [self._sample(min(at_once, draws - done)) for done in range(0, draws, at_once)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.latent}
 
     def _sample(self, draws: int) -> dict[str, Tensor]:
-        many = next(s for s in map(opt_einsum.get_symbol, range(2**16)) if s not in self.symbol_to_dim)  # the draws' own plate
+        many = next(
+            s for s in map(opt_einsum.get_symbol, range(2**16)) if s not in self.symbol_to_dim
+        )  # the draws' own plate
         terms = []
         for plates, term in self.terms:
             copied = _packed(term.expand(draws, *term.shape), many + term._pyro_dims)
@@ -159,9 +194,11 @@ class Enumeration:
                 for root in roots:
                     if hasattr(root, "_pyro_backward"):
                         root._pyro_backward()
-        return {name: self._values(name, leaf._pyro_backward_result, many, draws) for name, leaf in leaves.items()}
+        return {
+            name: self._values(name, leaf._pyro_backward_result, many, draws) for name, leaf in leaves.items()
+        }
 
-    def _values(self, name: str, drawn: Tensor, many: str, draws: int) -> Tensor:
+    def _values(self, name: str, drawn: Any, many: str, draws: int) -> Tensor:
         """Sampled indices of one site, unpacked and looked up in its support."""
         index = drawn[drawn._pyro_sample_dims.index(self.symbols[name])]
         index = _packed(index, drawn._pyro_dims[1:])
@@ -183,7 +220,11 @@ class Enumeration:
         """A site's marginal as a distribution of its own values, or None where no family has this support."""
         support = _support(self.latent[name])  # [values, *event]
         count = len(support)
-        if support.dim() == 2 and support.shape == (count, count) and bool((support == torch.eye(count).to(support)).all()):
+        if (
+            support.dim() == 2
+            and support.shape == (count, count)
+            and bool((support == torch.eye(count).to(support)).all())
+        ):
             return dist.OneHotCategorical(logits=table.log())
         if support.dim() != 1 or not bool((support == torch.arange(count).to(support)).all()):
             return None
@@ -192,10 +233,10 @@ class Enumeration:
         return dist.Categorical(logits=table.log())
 
 
-# -- reading the trace -------------------------------------------------------------------------------------------------
+# -- reading the trace ---------------------------------------------------------------------------------------
 
 
-def _random(trace: Any) -> dict[str, dict]:
+def _random(trace: Any) -> dict[str, Any]:
     """{name: node} of everything that has a log density: variables and factors, not what is deterministic."""
     nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     return {name: node for name, node in nodes.items() if not _is_point(node["fn"])}
@@ -211,20 +252,28 @@ def _plates(node: dict) -> list[Any]:
     return [frame for frame in node["cond_indep_stack"] if frame.vectorized]
 
 
-def _check(program: Program, trace: Any, nodes: dict[str, dict]) -> None:
+def _check(program: Program, trace: Any, nodes: dict[str, Any]) -> None:
     if not nodes:
-        raise ProgramError(f"{program.name!r} has no sample sites, so it has no density; add pyro.sample statements.")
+        raise ProgramError(
+            f"{program.name!r} has no sample sites, so it has no density; add pyro.sample statements."
+        )
     for name, node in nodes.items():
         if not node["is_observed"] and not node["fn"].has_enumerate_support:
-            kind = "discrete, with a support that cannot be listed" if node["fn"].support.is_discrete else "continuous"
-            raise TaskUnavailable(
-                f"latent site {name!r} of {program.name!r} is {kind}, and the program knows no closed form, so nothing can be summed exactly; "
-                "use method='pyro-nuts' for draws, dgm.SVI(guide='AutoNormal') for a guide, or 'importance-weighted' with it for a bound."
+            kind = (
+                "discrete, with a support that cannot be listed"
+                if node["fn"].support.is_discrete
+                else "continuous"
             )
-        if not is_identically_one(node["scale"]):
             raise TaskUnavailable(
-                f"site {name!r} of {program.name!r} is subsampled or rescaled (scale {float(torch.as_tensor(node['scale']).max()):g}), so its exact "
-                "density is not that of the data given; run it on all rows, without subsample_size and poutine.scale."
+                f"latent site {name!r} of {program.name!r} is {kind}, and the program knows no closed form, "
+                "so nothing can be summed; use method='pyro-nuts' for draws, dgm.SVI(guide='AutoNormal') for "
+                "a guide, or 'importance-weighted' with that guide for a bound."
+            )
+        if not is_identically_one(scale := node["scale"]):
+            size = float(torch.as_tensor(scale).max())
+            raise TaskUnavailable(
+                f"site {name!r} of {program.name!r} is subsampled or rescaled ({size:g} times): its density "
+                "is not that of the data given; run it on all rows, without subsample_size and poutine.scale."
             )
     trace.compute_log_prob()
 
@@ -235,8 +284,8 @@ def _check_shapes(trace: Any, nesting: int) -> None:
             check_site_shape(node, max_plate_nesting=nesting)
         except ValueError:
             raise ProgramError(
-                f"site {name!r} has batch shape {tuple(node['fn'].batch_shape)} but stands in plates of shape "
-                f"{tuple(f.size for f in _plates(node))}; put it into a pyro.plate, or declare the dimension with .to_event()."
+                f"site {name!r} has batch shape {tuple(node['fn'].batch_shape)}, but its plates have shape "
+                f"{tuple(f.size for f in _plates(node))}; add a pyro.plate, or declare it with .to_event()."
             ) from None
 
 
@@ -248,8 +297,13 @@ def _explained(program: Program) -> Iterator[None]:
         text = str(error)
         if "Boolean value of Tensor" in text or "converted to Scalar" in text:
             raise TaskUnavailable(
-                f"{program.name!r} branches in Python on the value of a latent site, so its values cannot be enumerated at once; "
+                f"{program.name!r} branches in Python on a latent value, which cannot be enumerated; "
                 "choose with torch.where or by indexing a table instead."
+            ) from error
+        if "up to 64 dims" in text:
+            raise TaskUnavailable(
+                f"{program.name!r} has more latent sites than a tensor dimensions; write a loop over time "
+                "as `for t in pyro.markov(range(n))`, a loop over independent examples as one pyro.plate."
             ) from error
         raise
 
@@ -262,22 +316,22 @@ def _sensible() -> Iterator[None]:
         if "tree-structured" not in str(error):
             raise
         raise TaskUnavailable(
-            "latent sites in two crossing plates meet in one site, and their sum does not factorise; make one of the plates a Python loop, "
-            "`for i in pyro.plate(...)`."
+            "latent sites of two crossing plates meet in one site, so that their sum does not factorise; "
+            "make one of the plates a Python loop, `for i in pyro.plate(...)`."
         ) from error
 
 
-# -- packed tensors ----------------------------------------------------------------------------------------------------
+# -- packed tensors ------------------------------------------------------------------------------------------
 
 
-def _packed(value: Tensor, dims: str) -> Tensor:
+def _packed(value: Tensor, dims: str) -> Any:
     """A tensor with a symbol per dimension, as `pyro.ops` wants it."""
     value._pyro_dims = dims  # type: ignore[attr-defined]
     assert value.dim() == len(dims)
     return value
 
 
-def _tree(terms: list[tuple[frozenset, Tensor]]) -> OrderedDict:
+def _tree(terms: list[tuple[frozenset, Any]]) -> OrderedDict:
     """{plates: [factors]}."""
     tree: OrderedDict = OrderedDict()
     for plates, term in terms:

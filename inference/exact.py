@@ -1,4 +1,4 @@
-"""Exact: the posterior and the evidence in closed form, or by summing over every value of the discrete latent sites."""
+"""Exact: posterior and evidence in closed form, or summed over every value of the discrete latent sites."""
 
 import time
 from dataclasses import dataclass
@@ -21,19 +21,21 @@ __all__ = ["Exact"]
 class Exact:
     """p(z | x) and log p(x) without approximation.
 
-    A program that knows its `posterior` (and `log_density`) is asked. Of any other program the latent sites must be discrete; they are
-    summed out by tensor variable elimination, through plates and `pyro.markov`:
+    A program that knows its `posterior` (and `log_density`) is asked. Of any other program the latent sites
+    must be discrete; they are summed out by tensor variable elimination, through plates and `pyro.markov`:
 
         log p(x) = log sum_z p(x, z),        p(z_s | x) for each site s,        z ~ p(z | x) jointly.
 
-    The evidence has one value per example where every site lies in the plate `data`, else one value for all. A program without latent
-    sites has its log density. With `pyro.factor` the evidence is `unnormalised`; the posterior is exact all the same.
+    The evidence has one value per example where every site lies in the plate `data`, else one value for all.
+    A program without latent sites has its log density. With `pyro.factor` the evidence is `unnormalised`; the
+    posterior is exact all the same.
 
     Arguments:
         draws: joint posterior draws.
 
     Raises:
-        TaskUnavailable: a latent site is continuous, and the program knows no closed form; the message names it and what works.
+        TaskUnavailable: a latent site is continuous, and the program knows no closed form; the message names
+            it and what works.
 
     Source: F. Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
 
@@ -54,22 +56,38 @@ class Exact:
 
     @torch.no_grad()
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Posterior:
-        """The posterior; see `ppl_dgm.infer`. Observations of probability zero have an evidence, but no posterior and no draws."""
+        """The posterior; see `ppl_dgm.infer`. Observations of probability zero get no draws."""
         begun = time.perf_counter()
         knows = _owner(program, "posterior")
         if knows is not None:
             exact = knows.posterior(*args, **kwargs)
-            draws = {site: fn.sample((self.draws,)).unsqueeze(0) for site, fn in exact.items()}  # [1, draws, batch, ...]
+            draws = {
+                site: fn.sample((self.draws,)).unsqueeze(0) for site, fn in exact.items()
+            }  # [1, draws, batch, ...]
             evidence = knows.log_density(*args, **kwargs) if hasattr(knows, "log_density") else None
             cost = Cost(self.draws, time.perf_counter() - begun, path="closed form")
-            return Posterior(draws, exact, log_evidence=evidence, cost=cost, how="closed form", kind="exact", program=program)
+            return Posterior(
+                draws,
+                exact,
+                log_evidence=evidence,
+                cost=cost,
+                how="closed form",
+                kind="exact",
+                program=program,
+            )
         if _owner(program, "log_density") is not None:
-            return Posterior({}, log_evidence=self.evidence(program, *args, **kwargs), how="no latent sites", kind="exact", program=program)
+            return Posterior(
+                {},
+                log_evidence=self.evidence(program, *args, **kwargs),
+                how="no latent sites",
+                kind="exact",
+                program=program,
+            )
         return self._enumerate(program, args, kwargs, begun)
 
     @torch.no_grad()
     def evidence(self, program: Program, *args: Any, **kwargs: Any) -> Score:
-        """log p(x) alone, without the cost of marginals and draws: [batch], or [] for a program without a plate `data` around all sites."""
+        """log p(x) alone, [batch] or [], without the cost of marginals and draws."""
         knows = _owner(program, "log_density")
         if knows is not None:
             return knows.log_density(*args, **kwargs)
@@ -86,15 +104,24 @@ class Exact:
             draws = {site: value.unsqueeze(0) for site, value in sums.sample(self.draws).items()}
         how = evidence.how if possible else "the observations have probability zero, so there is no posterior"
         cost = Cost(self.draws, time.perf_counter() - begun)
-        return Posterior(draws, exact or None, log_evidence=evidence, cost=cost, how=how, kind="exact", program=program)
+        return Posterior(
+            draws, exact or None, log_evidence=evidence, cost=cost, how=how, kind="exact", program=program
+        )
 
 
 def _owner(program: Program, answer: str) -> Any:
     """The program, or under another guide the original one, if it knows that answer."""
-    return next((p for p in (program, getattr(program, "original", None)) if p is not None and hasattr(p, answer)), None)
+    return next(
+        (p for p in (program, getattr(program, "original", None)) if p is not None and hasattr(p, answer)),
+        None,
+    )
 
 
 def _evidence(sums: Enumeration) -> Score:
     sites = ", ".join(sums.latent)
-    how = f"sum over {sites if len(sums.latent) <= 5 else f'{len(sums.latent)} sites'}" if sums.latent else "no latent sites"
+    how = (
+        f"sum over {sites if len(sums.latent) <= 5 else f'{len(sums.latent)} sites'}"
+        if sums.latent
+        else "no latent sites"
+    )
     return Score(sums.log_evidence(), "exact" if sums.normalised else "unnormalised", how=how)

@@ -1,4 +1,4 @@
-"""Importance sampling: the evidence, bounds on it and weighted posteriors, from draws of a guide or of the prior."""
+"""Importance sampling: evidence, bounds on it and weighted posteriors from draws of a guide or the prior."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +25,18 @@ class ImportanceWeighted:
 
     whose expectation is at most log p(x), does not decrease in K, and tends to log p(x).
 
-    A program whose latent and observed sites all lie inside the plate `data` has one value per example. Any other has one value,
-    of shape []: its examples share latent sites, so that only all of them together have a density.
+    A program whose latent and observed sites all lie inside the plate `data` has one value per example. Any
+    other has one value, of shape []: its examples share latent sites, so that only all of them together have
+    a density.
 
     Arguments:
         draws: K.
-        chunk: rows (examples x draws) that go through the networks at once, so that memory stays flat in K and in the number of
-            examples; None chooses it by size (some 16 MiB for the widest tensor).
+        chunk: rows (examples x draws) that go through the networks at once, so that memory stays flat in K
+            and in the number of examples; None chooses it by size (some 16 MiB for the widest tensor).
 
     Returns:
-        A `Score` of kind `lower_bound`; `stderr` is the Monte Carlo standard error of the logarithm by the delta method,
-        sd(w) / (mean(w) sqrt(K)); `how` names the median effective sample size.
+        A `Score` of kind `lower_bound`; `stderr` is the Monte Carlo standard error of the logarithm by the
+        delta method, sd(w) / (mean(w) sqrt(K)); `how` names the median effective sample size.
 
     Raises:
         TaskUnavailable: there is no guide.
@@ -70,8 +71,9 @@ class SimpleMonteCarlo:
         chunk: as in `ImportanceWeighted`.
 
     Returns:
-        A `Score` of kind `estimate`, per example or of shape [] as in `ImportanceWeighted`. A standard error that is not small
-        against one nat, or a median effective sample size of a few draws, says that the estimate is much too low.
+        A `Score` of kind `estimate`, per example or of shape [] as in `ImportanceWeighted`. A standard error
+        that is not small against one nat, or a median effective sample size of a few draws, says that the
+        estimate is much too low.
 
     Source: Tomczak 2024, section 5.3.1.
     """
@@ -84,7 +86,9 @@ class SimpleMonteCarlo:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, ess = _evidence(Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws)
+        value, stderr, ess = _evidence(
+            Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws
+        )
         how = f"simple Monte Carlo, K = {self.draws}, median ESS {float(ess.median()):.3g}"
         return Score(value, "estimate", stderr, how)
 
@@ -99,8 +103,8 @@ class Importance:
         chunk: as in `ImportanceWeighted`. All draws are kept, so that memory grows with K.
 
     Returns:
-        A `Posterior` with draws {site: [1, K, *shape]}, log weights [K, batch] (or [K] for a program whose examples share latent
-        sites), the evidence as an estimate, and per-example effective sample sizes in its stats.
+        A `Posterior` with draws {site: [1, K, *shape]}, log weights [K, batch] (or [K] for a program whose
+        examples share latent sites), and the evidence as an estimate.
 
     Raises:
         As `ImportanceWeighted`.
@@ -121,8 +125,17 @@ class Importance:
         mean.add(log_weights)
         value, stderr, ess = mean.result()
         how = f"importance sampling, K = {self.draws}, median ESS {float(ess.median()):.3g}"
-        evidence = Score(value.to(log_weights), "estimate", None if stderr is None else stderr.to(log_weights), how)
-        return Posterior(draws, log_weights=log_weights, log_evidence=evidence, cost=Cost(steps=self.draws), how=how, program=program)
+        evidence = Score(
+            value.to(log_weights), "estimate", None if stderr is None else stderr.to(log_weights), how
+        )
+        return Posterior(
+            draws,
+            log_weights=log_weights,
+            log_evidence=evidence,
+            cost=Cost(steps=self.draws),
+            how=how,
+            program=program,
+        )
 
 
 def collect(weighing: Weighing, draws: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -146,14 +159,16 @@ def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, Te
     for block in weighing.blocks(draws):
         dtype = block.log_weights.dtype
         means.setdefault(block.rows.start, LogMean()).add(block.log_weights)
-    results = [means[begin].result() for begin in sorted(means)]
-    value, ess = (torch.cat([r[i] for r in results]) for i in (0, 2))
-    stderr = None if results[0][1] is None else torch.cat([r[1] for r in results])
+    values, errors, sizes = zip(*(means[begin].result() for begin in sorted(means)), strict=True)
+    value, ess = torch.cat(values).to(dtype), torch.cat(sizes)
+    stderr = torch.cat(errors).to(dtype) if draws > 1 else None
     if weighing.size is None:
         value, ess, stderr = value[0], ess[0], None if stderr is None else stderr[0]
-    return value.to(dtype), None if stderr is None else stderr.to(dtype), ess
+    return value, stderr, ess
 
 
 def _check_draws(options: Any) -> None:
     if not isinstance(options.draws, int) or options.draws < 1:
-        raise ProgramError(f"{type(options).__name__}: draws must be a positive whole number, but it is {options.draws!r}.")
+        raise ProgramError(
+            f"{type(options).__name__}: draws must be a positive whole number, but it is {options.draws!r}."
+        )

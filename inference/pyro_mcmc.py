@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample, init_to_uniform
 from pyro.infer.mcmc import HMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
@@ -227,11 +227,11 @@ class _Watched(HMC):
         potential, step_size = float(self._potential_energy_last), self.step_size
         params = super().sample(params)
         count = self._t - self._warmup_steps if self._t > self._warmup_steps else self._t
-        before = mean if count > 1 else 0.0  # Pyro begins its average anew after warm-up
+        rate = mean + count * (self._mean_accept_prob - mean) if count > 1 else self._mean_accept_prob  # undoes a running mean
         steps = self.potential_fn.gradients - gradients
         self.last = {
             "diverging": len(self._divergences) > divergences,
-            "acceptance_rate": float(before + count * (self._mean_accept_prob - mean) if count > 1 else self._mean_accept_prob),
+            "acceptance_rate": min(max(float(rate), 0.0), 1.0),  # rounding can leave -1e-17
             "step_size": float(step_size),
             "n_steps": steps,
             "energy": potential + self._kinetic,
@@ -294,7 +294,7 @@ def prepare(program: Program, args: tuple, kwargs: dict) -> tuple[_Counted, dict
     first, potential, transforms, _ = initialize_model(program.run_model, args, kwargs, initial_params={})
     assert not first
     counted = _Counted(potential)
-    story = InitMessenger(init_to_uniform)(program.run_model)
+    story = InitMessenger(_start)(program.run_model)
     for _ in range(_TRIES):
         with torch.no_grad():
             trace = poutine.trace(story).get_trace(*args, **kwargs)
@@ -303,6 +303,11 @@ def prepare(program: Program, args: tuple, kwargs: dict) -> tuple[_Counted, dict
         if torch.isfinite(energy) and all(bool(value.isfinite().all()) for value in gradient.values()):
             return counted, transforms, start
     raise ProgramError(_no_start(program, trace))
+
+
+def _start(site: dict) -> Tensor:
+    """Continuous sites start uniformly in [-2, 2] of the unconstrained space; the others only have to have some value."""
+    return init_to_sample(site) if site["fn"].has_enumerate_support else init_to_uniform(site)
 
 
 def _no_start(program: Program, trace: poutine.Trace) -> str:

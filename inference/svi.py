@@ -80,8 +80,8 @@ class SVI(GradientLearner):
             trace = checked_run(program, batch)
             if latent_sites(trace):
                 program = as_program(program, self.guide or "AutoNormal")
-        guide = program.run_guide if program.has_guide else None
-        trace = checked_run(program, batch, guide)
+        with program.running():
+            trace = checked_run(program, batch, program.run_guide if program.has_guide else None)
         if self.batch_size is not None and isinstance(batch[0], Tensor) and batch[0].dim():
             _check_data_plate(program, trace)
         return program

@@ -139,6 +139,10 @@ class GradientLearner:
         batch_size = min(self.batch_size or total, total)
         program.train()
         program = self.prepare(program, _take(arguments, total, torch.arange(batch_size)))
+        with program.running():  # also where `prepare` has put a guide around it
+            return self._learn(program, arguments, total, batch_size, valid, begun)
+
+    def _learn(self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, begun: float) -> Fit:
         parameters = [p for p in program.parameters() if p.requires_grad]
         if not parameters:
             raise ProgramError(f"{program.name!r} has no parameters to learn: use pyro.param, pyro.module, or attributes of a Program.")

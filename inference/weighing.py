@@ -1,13 +1,13 @@
-"""Draws from a guide (or from the prior) and their log importance weights, for any program, in bounded memory.
+"""Draws from a guide (or from the prior) and their log importance weights, for any program, in flat memory.
 
-What importance weighting, the ELBO and amortised inference share. A program whose latent sites all lie inside the
-plate `data` has one weight per draw and example; any other program has one weight per draw.
+What importance weighting, the ELBO and amortised inference share. A program whose latent sites all lie inside
+the plate `data` has one weight per draw and example; any other program has one weight per draw.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyro
 import torch
@@ -21,8 +21,7 @@ from ppl_dgm.program import Program
 
 __all__ = ["Draws", "LogMean", "Weighing"]
 
-_BUDGET = 2**22  # numbers held by the widest tensor of one pass: 16 MiB in float32, about what a core's cache holds
-T = TypeVar("T")
+_BUDGET = 2**22  # numbers in the widest tensor of one pass: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Draws:
     Attributes:
         rows: which examples; all of them for a program with one weight per draw.
         sites: {latent site: [draw, *shape]}.
-        log_weights: [draw, example], or [draw, 1] for a program with one weight per draw; log p(x, z) - log q(z), in nats.
+        log_weights: [draw, example], or [draw, 1] for a program with one weight per draw; in nats,
+            log p(x, z) - log q(z).
     """
 
     rows: slice
@@ -61,7 +61,10 @@ class LogMean:
         self.count += len(log_weights)
 
     def result(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Log mean, its standard error (None for a single draw; infinite where every weight is zero), effective sample size."""
+        """Log mean, its standard error and the effective sample size.
+
+        The standard error is None for a single draw, and infinite where every weight is zero.
+        """
         assert self._first is not None and self._second is not None
         log_mean = self._first - math.log(self.count)
         ess = (2 * self._first - self._second).exp().nan_to_num(0.0)
@@ -76,13 +79,15 @@ class Weighing:
 
     Arguments:
         program, args, kwargs: what to run; use inside `program.running()`.
-        prior: propose from the model's own latent sites instead of the guide; the log weight is then log p(x | z).
+        prior: propose from the model's own latent sites instead of the guide; the log weight is then
+            log p(x | z).
         chunk: rows (examples x draws) that go through the networks at once; None chooses by size.
         model: False leaves the model out: draws without weights.
 
-    A row is an example repeated for a draw: the rows of every tensor argument whose first dimension is the size of the plate
-    `data` are repeated, and the program is run on them as on so many observations. Where that is impossible (the program's plate
-    has a fixed size, an autoguide remembers the data set's) the program is run once per draw.
+    Every tensor argument whose first dimension is the size of the plate `data` is taken to hold one row per
+    example. Its rows are repeated, once for each draw, and the program is run on them as on so many
+    observations. Where that is impossible (the plate's size is written into the program, an autoguide
+    remembers the data set's) the program is run once per draw.
 
     Attributes:
         size: the size of the plate `data` where the weights are per example, else None.
@@ -93,18 +98,24 @@ class Weighing:
     """
 
     def __init__(
-        self, program: Program, args: tuple, kwargs: dict, prior: bool = False, chunk: int | None = None, model: bool = True
+        self,
+        program: Program,
+        args: tuple,
+        kwargs: dict,
+        prior: bool = False,
+        chunk: int | None = None,
+        model: bool = True,
     ) -> None:
         if not prior and not program.has_guide:
             raise TaskUnavailable(
-                f"{program.name!r} has no guide to draw from; pass guide=... (a function, or an autoguide's name such as 'AutoNormal' "
-                "for dgm.learn to fit), or use method='simple-monte-carlo', which draws from the prior."
+                f"{program.name!r} has no guide to draw from; pass guide=... (a function, or one that "
+                "dgm.learn has fitted), or use method='simple-monte-carlo', which draws from the prior."
             )
         if chunk is not None and chunk < 1:
             raise ProgramError(f"chunk must be a positive number of rows, but it is {chunk}.")
         self.program, self.args, self.kwargs, self.prior, self.model = program, args, kwargs, prior, model
         try:
-            drawn, story = self._traces(args, kwargs, checked=True)  # plainly first: autoguides set themselves up here
+            drawn, story = self._traces(args, kwargs, checked=True)  # autoguides set themselves up here
         except ValueError:
             if not prior:
                 _check_supports(program, args, kwargs)
@@ -114,8 +125,8 @@ class Weighing:
         examples = self.size or 1
         numbers = sum(node["value"].numel() for node in story.nodes.values() if _is_site(node)) // examples
         self.chunk = chunk or max(64, min(2**14, _BUDGET // max(1, numbers * (program.values or 1))))
-        self._repeats = self.size is not None and _tensors(args, kwargs, self.size)
         self._event_dims = {name: drawn.nodes[name]["fn"].event_dim for name in self.names}
+        self._repeats = self.size is not None and self._can_repeat()
 
     def row_dim(self, name: str) -> int:
         """The dimension, counted from the right, of a site's draws along which its examples lie."""
@@ -123,44 +134,52 @@ class Weighing:
         return self.dim - self._event_dims[name]
 
     def blocks(self, draws: int) -> Iterator[Draws]:
-        """All draws for all examples, a bounded number of rows at a time. Blocks of one set of examples follow one another."""
+        """All draws for all examples, a bounded number of rows at a time."""
         if self.size is not None and self._repeats:
             examples = min(self.size, max(1, self.chunk // draws))
             for begin in range(0, self.size, examples):
                 rows = slice(begin, min(begin + examples, self.size))
                 for count in _parts(draws, max(1, self.chunk // examples)):
-                    block = self._repeated(rows, count)
-                    if block is None:  # found out at the very first block, so nothing has been handed out yet
-                        self._repeats = False
-                        yield from self.blocks(draws)
-                        return
-                    yield block
+                    yield self._repeated(rows, count)
         else:
             for count in _parts(draws, max(1, self.chunk // (self.size or 1))):
                 yield self._at_once(count) if self.size is None else self._stacked(count)
 
-    # -- three ways of drawing ----------------------------------------------------------------------------------------
-
-    def _repeated(self, rows: slice, count: int) -> Draws | None:
-        """`count` draws for each of these examples in one run over repeated rows; None where the program cannot do that."""
-        assert self.size is not None and self.dim is not None
-        examples = rows.stop - rows.start
-        args, kwargs = _map(self.args, self.kwargs, self.size, lambda a: a[rows].repeat_interleave(count, 0))
+    def _can_repeat(self) -> bool:
+        """Whether the program follows another number of rows than its own; tried on one example, repeated."""
+        assert self.size is not None
+        if not any(_has_rows(a, self.size) for a in (*self.args, *self.kwargs.values())):
+            return False
+        count = (
+            3 if self.size == 2 else 2
+        )  # differs from the plate's size, lest a size written in go unnoticed
         try:
-            drawn, story = self._traces(args, kwargs)
-        except (RuntimeError, ValueError, IndexError):  # whatever a program says to another number of rows than its own
-            if rows.start > 0:
-                raise
-            return None
-        if _data_plate(drawn, story) != (self.dim, examples * count):
-            return None
-        total = self._per_example(drawn, story, examples * count).unflatten(0, (examples, count)).T  # [draw, example]
+            drawn, story = self._traces(*self._rows(slice(0, 1), count))
+        except (RuntimeError, ValueError, IndexError):  # whatever a program says to rows that do not fit it
+            return False
+        return _data_plate(drawn, story) == (self.dim, count)
+
+    def _rows(self, rows: slice, count: int) -> tuple[tuple, dict]:
+        """The program's arguments for these examples, each repeated `count` times in a row."""
+
+        def one(a: Any) -> Any:
+            return a[rows].repeat_interleave(count, 0) if _has_rows(a, self.size) else a
+
+        return tuple(one(a) for a in self.args), {name: one(a) for name, a in self.kwargs.items()}
+
+    # -- three ways of drawing -------------------------------------------------------------------------
+
+    def _repeated(self, rows: slice, count: int) -> Draws:
+        """`count` draws for each of these examples in one run over repeated rows."""
+        examples = rows.stop - rows.start
+        drawn, story = self._traces(*self._rows(rows, count))
+        log_weights = self._per_example(drawn, story, examples * count)  # [example * draw]
         sites = {}
         for name in self.names:
             dim = self.row_dim(name)
             value = drawn.nodes[name]["value"].unflatten(dim, (examples, count))
-            sites[name] = value.movedim(dim, 0)  # the draws came to lie where the rows were'
-        return Draws(rows, sites, total)
+            sites[name] = value.movedim(dim, 0)  # the draws came to lie where the rows were
+        return Draws(rows, sites, log_weights.unflatten(0, (examples, count)).T)
 
     def _stacked(self, count: int) -> Draws:
         """`count` draws of all examples, one run each."""
@@ -172,10 +191,11 @@ class Weighing:
             weights.append(self._per_example(drawn, story, self.size))
             for name in self.names:
                 sites[name].append(drawn.nodes[name]["value"])
-        return Draws(slice(0, self.size), {name: torch.stack(values) for name, values in sites.items()}, torch.stack(weights))
+        stacked = {name: torch.stack(values) for name, values in sites.items()}
+        return Draws(slice(0, self.size), stacked, torch.stack(weights))
 
     def _at_once(self, count: int) -> Draws:
-        """`count` draws with one weight each: all at once where vmap can follow the program, else one after another."""
+        """`count` draws with one weight each: at once where vmap can follow the program, else in a loop."""
 
         def one() -> tuple[dict[str, Tensor], Tensor]:
             drawn, story = self._traces(self.args, self.kwargs)
@@ -193,25 +213,22 @@ class Weighing:
             _raise_nan(self.program, drawn, story)
         return Draws(slice(0, self.size or 1), sites, weights[:, None])
 
-    # -- running the program ------------------------------------------------------------------------------------------
+    # -- running the program ---------------------------------------------------------------------------
 
     def _traces(self, args: tuple, kwargs: dict, checked: bool = False) -> tuple[Any, Any]:
-        """The traces of the proposal and of the model under its draws, which are one and the same for the prior."""
+        """The traces of the proposal and of the model under its draws; one and the same for the prior."""
         with pyro.validation_enabled(checked):
-            if self.prior:
-                drawn = poutine.trace(self.program.run_model).get_trace(*args, **kwargs)
-                story = drawn
-            else:
-                drawn = poutine.trace(self.program.run_guide).get_trace(*args, **kwargs)
-                story = drawn
-                if self.model or checked:
-                    story = poutine.trace(poutine.replay(self.program.run_model, trace=drawn)).get_trace(*args, **kwargs)
+            proposal = self.program.run_model if self.prior else self.program.run_guide
+            story = drawn = poutine.trace(proposal).get_trace(*args, **kwargs)
+            if not self.prior and (self.model or checked):
+                replayed = poutine.replay(self.program.run_model, trace=drawn)
+                story = poutine.trace(replayed).get_trace(*args, **kwargs)
             if checked:
                 _check_shapes(drawn, story)
         return drawn, story
 
-    def _terms(self, drawn: Any, story: Any) -> Iterator[tuple[Any, Tensor, float]]:
-        """Each site's node, log density (scaled and masked) and sign in the log weight."""
+    def _terms(self, drawn: Any, story: Any) -> Iterator[tuple[Tensor, float]]:
+        """Each site's log density (scaled and masked) and its sign in the log weight."""
         if not self.model:
             return
         with pyro.validation_enabled(False):
@@ -220,18 +237,19 @@ class Weighing:
                 drawn.compute_log_prob()
         for node in story.nodes.values():
             if _is_site(node) and (node["is_observed"] or not self.prior):
-                yield node, node["log_prob"], 1.0
+                yield node["log_prob"], 1.0
         if not self.prior:
             for node in drawn.nodes.values():
                 if _is_site(node):
-                    yield node, node["log_prob"], -1.0
+                    yield node["log_prob"], -1.0
 
     def _per_example(self, drawn: Any, story: Any, size: int) -> Tensor:
-        """[size] log weights: each site's log density summed over all dimensions but that of the plate `data`."""
+        """[size] log weights: each site's log density summed over all dimensions but that of `data`."""
         assert self.dim is not None
+        shape = (size, *(1,) * (-self.dim - 1))
         total = torch.zeros(size, device=self.program.device, dtype=self.program.dtype)
-        for _, log_prob, sign in self._terms(drawn, story):
-            log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (size, *(1,) * (-self.dim - 1))))
+        for log_prob, sign in self._terms(drawn, story):
+            log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, shape))
             total = total + sign * log_prob.movedim(self.dim, 0).reshape(size, -1).sum(1)
         if total.isnan().any():
             _raise_nan(self.program, drawn, story)
@@ -239,15 +257,20 @@ class Weighing:
 
     def _total(self, drawn: Any, story: Any) -> Tensor:
         """[] log weight of one draw."""
-        return sum((sign * log_prob.sum() for _, log_prob, sign in self._terms(drawn, story)), torch.zeros(()))
+        terms = (sign * log_prob.sum() for log_prob, sign in self._terms(drawn, story))
+        return sum(terms, torch.zeros(()))
 
 
-# -- reading traces ----------------------------------------------------------------------------------------------------
+# -- reading traces --------------------------------------------------------------------------------
 
 
 def _is_site(node: Any) -> bool:
-    """A sample statement: no plate's subsampling, no pyro.deterministic, both of which Pyro records as one."""
-    return node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample" and not (node["infer"] or {}).get("_deterministic")
+    """A sample statement; Pyro records a plate's subsampling and pyro.deterministic as such, too."""
+    return (
+        node["type"] == "sample"
+        and type(node["fn"]).__name__ != "_Subsample"
+        and not (node["infer"] or {}).get("_deterministic")
+    )
 
 
 def _is_auxiliary(node: Any) -> bool:
@@ -258,17 +281,27 @@ def _latent_names(program: Program, drawn: Any, story: Any, prior: bool) -> list
     """Names of the model's latent sites, once it is certain that the proposal draws exactly them."""
     latent = [name for name, node in story.nodes.items() if _is_site(node) and not node["is_observed"]]
     if not latent and prior:
-        raise TaskUnavailable(f"every site of {program.name!r} is observed for these arguments, so there is nothing to average over; use method='exact'.")
-    proposed = [name for name, node in drawn.nodes.items() if _is_site(node) and not node["is_observed"] and not _is_auxiliary(node)]
+        raise TaskUnavailable(
+            f"every site of {program.name!r} is observed for these arguments, so there is nothing "
+            "to average over; use method='exact'."
+        )
+    proposed = [
+        name
+        for name, node in drawn.nodes.items()
+        if _is_site(node) and not node["is_observed"] and not _is_auxiliary(node)
+    ]
     for name in latent:
         if name not in proposed:
-            raise ProgramError(f"the guide of {program.name!r} does not draw the latent site {name!r}; add pyro.sample({name!r}, ...) to it.")
+            raise ProgramError(
+                f"the guide of {program.name!r} does not draw the latent site {name!r}; "
+                f"add pyro.sample({name!r}, ...) to it."
+            )
     for name in proposed:
         if name not in latent:
             what = "observes" if name in story.nodes else "does not have"
             raise ProgramError(
-                f"the guide of {program.name!r} draws the site {name!r}, which the model {what}; remove it, or mark it "
-                "infer={'is_auxiliary': True}."
+                f"the guide of {program.name!r} draws the site {name!r}, which the model {what}; "
+                "remove it, or mark it infer={'is_auxiliary': True}."
             )
     return latent
 
@@ -287,11 +320,12 @@ def _data_plate(drawn: Any, story: Any) -> tuple[int | None, int | None]:
 
 def _check_shapes(drawn: Any, story: Any) -> None:
     """Pyro's own check that every batch dimension is declared by a plate; it names the site."""
+    nesting = 100  # as many plates as a program may have
     for trace in (drawn, story):
         trace.compute_log_prob()
         for node in trace.nodes.values():
             if _is_site(node):
-                check_site_shape(node, math.inf)
+                check_site_shape(node, nesting)
 
 
 def _check_supports(program: Program, args: tuple, kwargs: dict) -> None:
@@ -300,11 +334,14 @@ def _check_supports(program: Program, args: tuple, kwargs: dict) -> None:
         drawn = poutine.trace(program.run_guide).get_trace(*args, **kwargs)
         story = poutine.trace(program.run_model).get_trace(*args, **kwargs)
     for name, node in drawn.nodes.items():
-        if name in story.nodes and _is_site(node) and not story.nodes[name]["fn"].support.check(node["value"]).all():
-            raise ProgramError(
-                f"the guide of {program.name!r} draws {name!r} outside the support of the model's distribution "
-                f"({story.nodes[name]['fn'].support}); give it a distribution over that support."
-            )
+        if _is_site(node) and name in story.nodes:
+            fn: Any = story.nodes[name]["fn"]
+            support = fn.support
+            if not support.check(node["value"]).all():
+                raise ProgramError(
+                    f"the guide of {program.name!r} draws {name!r} outside the support of the model's "
+                    f"distribution, {support}; give it a distribution over that support."
+                )
 
 
 def _raise_nan(program: Program, drawn: Any, story: Any) -> None:
@@ -312,24 +349,17 @@ def _raise_nan(program: Program, drawn: Any, story: Any) -> None:
         for name, node in trace.nodes.items():
             if _is_site(node) and "log_prob" in node and node["log_prob"].isnan().any():
                 raise NumericalError(
-                    f"site {name!r} in the {what} of {program.name!r} has the log density nan; check that the guide's draws lie in the "
-                    "support of the model's distribution and that its parameters are finite."
+                    f"site {name!r} in the {what} of {program.name!r} has the log density nan; check that "
+                    "the guide's draws lie in the model's support and that the parameters are finite."
                 )
-    raise NumericalError(f"a log weight of {program.name!r} is nan: two infinite log densities were subtracted; check the guide's supports.")
+    raise NumericalError(
+        f"a log weight of {program.name!r} is nan: two infinite log densities were subtracted; "
+        "check the guide's supports."
+    )
 
 
-# -- repeating rows ----------------------------------------------------------------------------------------------------
-
-
-def _map(args: tuple, kwargs: dict, size: int, repeat: Callable[[Tensor], Tensor]) -> tuple[tuple, dict]:
-    def one(a: Any) -> Any:
-        return repeat(a) if isinstance(a, Tensor) and a.dim() > 0 and len(a) == size else a
-
-    return tuple(one(a) for a in args), {name: one(a) for name, a in kwargs.items()}
-
-
-def _tensors(args: tuple, kwargs: dict, size: int) -> bool:
-    return any(isinstance(a, Tensor) and a.dim() > 0 and len(a) == size for a in (*args, *kwargs.values()))
+def _has_rows(argument: Any, size: int | None) -> bool:
+    return isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == size
 
 
 def _parts(total: int, most: int) -> Iterator[int]:

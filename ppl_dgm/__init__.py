@@ -10,7 +10,7 @@ _NAMES = {
     "Answer": "program", "FunctionProgram": "program", "Program": "program", "as_program": "program",
     "infer": "tasks", "learn": "tasks", "sample": "tasks", "score": "tasks",
     "Fit": "results", "Posterior": "results", "Score": "results",
-    "card": "cards", "check": "checking",
+    "card": "cards", "check": "checking", "LogDensity": "density",
     "algorithm": "registry", "algorithms": "registry",
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",

@@ -77,33 +77,34 @@ def card(program: Any, *args: Any, guide: Any = None, **kwargs: Any) -> Card:
     answers = {task: known.get(task) or _general(program, task, args, kwargs) for task in TASKS}
     result = Card(program.name, answers, sum(p.numel() for p in program.parameters()))
     forward = program.draws_n or hasattr(program, "simulate")
-    if forward or args:
-        result.passes = count_passes(program, *(() if forward else args))
-        result.seconds["sample"] = _seconds(sample, program, 16, *(() if forward else args)) / 16
-    if args and isinstance(args[0], Tensor):
-        few = (args[0][:16], *args[1:]) if program.observed is not None else args
+    if forward or args or kwargs:
+        own_args, own_kwargs = ((), {}) if forward else (args, kwargs)
+        result.passes = count_passes(program, *own_args, **own_kwargs)
+        result.seconds["sample"] = _seconds(sample, program, 16, *own_args, **own_kwargs) / 16
+    if args and isinstance(args[0], Tensor) and program.observed is not None:
+        few = (args[0][:16], *args[1:])
         for verb in (score, infer):
-            if answers[verb.__name__].kind != "unavailable" and program.observed is not None:
-                result.seconds[verb.__name__] = _seconds(verb, program, *few) / len(few[0])
+            if answers[verb.__name__].kind != "unavailable":
+                result.seconds[verb.__name__] = _seconds(verb, program, *few, **kwargs) / len(few[0])
     return result
 
 
-def count_passes(program: Program, *args: Any) -> int:
+def count_passes(program: Program, *args: Any, **kwargs: Any) -> int:
     """How often the busiest network runs for one sample, counted while one is drawn."""
     calls: Counter[int] = Counter()
     hooks = [m.register_forward_hook(lambda module, *_: calls.update([id(module)])) for m in program.modules() if m is not program]
     try:
         with torch.no_grad(), evaluating(program):
-            sample(program, 1, *args, seed=0)
+            sample(program, 1, *args, seed=0, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
     return max(calls.values(), default=1)
 
 
-def _seconds(verb: Any, *args: Any) -> float:
+def _seconds(verb: Any, *args: Any, **kwargs: Any) -> float:
     begun = time.perf_counter()
-    verb(*args, seed=0)
+    verb(*args, seed=0, **kwargs)
     return time.perf_counter() - begun
 
 

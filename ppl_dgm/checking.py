@@ -131,39 +131,62 @@ def _run(story: Callable, args: tuple, kwargs: dict, report: Report, what: str) 
 
 def _sentence(error: Exception, last: _LastSite, args: tuple, what: str) -> str:
     """Say in one sentence what Pyro, torch or the user's code complain about."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).split(" Trace Shapes:")[0].rstrip(".")
     place = f"site {last.name!r}" if last.name else f"the {what}"
     if "Shape mismatch inside plate" in text or "invalid log_prob shape" in text:
-        plate = text.split("plate('")[1].split("')")[0] if "plate('" in text else ""
-        value = tuple(getattr(last.fn, "batch_shape", ()))
-        size = text.rsplit(" vs ", 1)[0].rsplit(" ", 1)[-1] if " vs " in text else ""
-        if plate:
+        return _shape_complaint(text, last, place)
+    if "sample sites named" in text:
+        name = _between(text, "named '", "'")
+        if name != last.name:
             return (
-                f"{place}: its shape {value or ''} does not fit the plate {plate!r}{f' of size {_plate_size(text, size)}' if size else ''}; "
-                f"give the plate the number of observations, e.g. pyro.plate({plate!r}, len(x))."
+                f"the plate {name!r} is opened twice in one run; make it once, p = pyro.plate({name!r}, ...), and use `with p:` in each place, "
+                "or give the second a name of its own."
             )
-        return f"{place}: its batch shape {value} is not declared by plates; put it in a plate, or call .to_event({len(value)}) on its distribution."
-    if "Multiple sample sites named" in text:
-        return f"{place} is drawn twice in one run; every site needs a name of its own, e.g. f'{last.name}_{{i}}' in a loop."
+        return f"site {name!r} is drawn twice in one run; every site needs a name of its own, e.g. f'{name}_{{i}}' in a loop."
+    if "collide at dim" in text:
+        one, other, dim = _between(text, 'plates "', '"'), _between(text, 'and "', '"'), _between(text, "collide at dim=", " ")
+        return f"the plates {one!r} and {other!r} share the dimension {dim}; give one of them another, e.g. pyro.plate({one!r}, ..., dim={int(dim) - 1})."
     if "within the support" in text:
         return f"{place}: its value lies outside the support of {_name(last.fn)}; {_support_hint(last.fn)}."
     if "Expected parameter" in text:
-        parameter = text.split("Expected parameter ")[1].split(" ")[0]
-        family = text.split("distribution ")[1].split("(")[0] if "distribution " in text else "its distribution"
-        after = f"after {place}, " if last.name else ""
-        return f"{after}a {family} got an invalid parameter {parameter}: {_ending(text)}; transform it (softplus, exp) or check the inputs for NaN."
+        return _parameter_complaint(text, f"after {place}, " if last.name else "")
+    if last.fn is not None and not callable(last.fn):
+        return f"{place}: pyro.sample got a {type(last.fn).__name__} where it needs a distribution, e.g. pyro.sample({last.name!r}, dist.Normal(0.0, 1.0))."
     if isinstance(error, TypeError) and ("argument" in text or "positional" in text):
         return f"the {what} was called with {len(args)} positional arguments and does not accept them: {text}; give the model's own arguments."
-    return f"the {what} raised {type(error).__name__} at or after {place}: {text}."
+    where = f"at or after {place}" if last.name else "before its first site"
+    return f"the {what} raised {type(error).__name__} {where}: {text or 'without a reason'}; correct it there."
 
 
-def _plate_size(text: str, fallback: str) -> str:
-    """The plate's size in Pyro's message "... at site x dim -1, 4 vs 3" (plate first)."""
-    return text.split(", ")[-1].split(" vs ")[0] if " vs " in text else fallback
+def _between(text: str, begin: str, end: str) -> str:
+    """What stands between two marks, or "" where the first is missing."""
+    return text.split(begin, 1)[1].split(end, 1)[0] if begin in text else ""
 
 
-def _ending(text: str) -> str:
-    return text.split("to satisfy the constraint ")[1].split(", but")[0] + " was expected" if "to satisfy the constraint " in text else text
+def _shape_complaint(text: str, last: _LastSite, place: str) -> str:
+    plate, name = _between(text, "plate('", "')"), _between(text, "at site ", " dim ")
+    if not plate:
+        shape = tuple(getattr(last.fn, "batch_shape", ()))
+        return f"{place}: its batch shape {shape} is not declared by plates; put it in a plate, or call .to_event({len(shape)}) on its distribution."
+    size, found = text.rsplit(", ", 1)[-1].split(" vs ")  # "... at site x dim -1, 4 vs 3", the plate's first
+    return (
+        f"{f'site {name!r}' if name else place}: its distribution has {found} rows and does not fit the plate {plate!r} of size {size}; "
+        f"give the plate the number of observations, e.g. pyro.plate({plate!r}, len(x))."
+    )
+
+
+def _parameter_complaint(text: str, after: str) -> str:
+    parameter, family = _between(text, "Expected parameter ", " "), _between(text, "distribution ", "(")
+    if family == "Unit":
+        return f"{after}a pyro.factor got a log density that is not a number; check what it is computed from."
+    wanted = _between(text, "to satisfy the constraint ", ", but")
+    for constraint, words in (
+        ("GreaterThan(lower_bound=0.0)", "a positive number"), ("Interval(lower_bound=0.0, upper_bound=1.0)", "a number from 0 to 1"),
+        ("Simplex()", "non-negative entries that sum to one"), ("Real()", "a number"), ("IndependentConstraint(Real(), 1)", "numbers"),
+        ("PositiveDefinite()", "a positive-definite matrix"), ("LowerCholesky()", "a lower Cholesky factor with a positive diagonal"),
+    ):  # fmt: skip
+        wanted = words if wanted == constraint else wanted
+    return f"{after}a {family} got an invalid parameter {parameter}: {wanted} was expected; transform it (softplus, exp) or check the inputs for NaN."
 
 
 def _name(fn: Any) -> str:
@@ -242,6 +265,9 @@ def _check_sites(trace: Any, report: Report) -> None:
         except ValueError:  # Pyro's own check of the support
             report.problems.append(f"site {name!r}: {_outside(fn, value)}.")
             continue
+        except NotImplementedError:
+            report.problems.append(f"site {name!r}: its distribution {_name(fn)} has no log density; give it a method log_prob, or use another.")
+            continue
         if not log_prob.isfinite().all():
             report.problems.append(f"site {name!r}: its log density is {_first_bad(log_prob)}; {_support_hint(fn)}, and check its parameters.")
         declared = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
@@ -266,7 +292,10 @@ def _shape_sentence(name: str, node: dict, found: tuple, expected: tuple) -> str
 
 def _outside(fn: Any, value: Tensor) -> str:
     """Which entry lies outside the support, and what was expected there."""
-    good = fn.support.check(value)
+    support = fn.support
+    while hasattr(support, "base_constraint"):  # that of a single entry
+        support = support.base_constraint
+    good = support.check(value)
     while good.dim() < value.dim():
         good = good.unsqueeze(-1)
     bad = (~good.expand(value.shape)).nonzero()
@@ -298,6 +327,13 @@ def _check_guide(program: Program, args: tuple, kwargs: dict, trace: Any, report
         guide_shape, model_shape = tuple(drawn.nodes[name]["fn"].shape()), tuple(trace.nodes[name]["fn"].shape())
         if guide_shape != model_shape:
             report.problems.append(f"site {name!r} has shape {guide_shape} in the guide and {model_shape} in the model; make them equal.")
+            continue
+        fn, value = trace.nodes[name]["fn"], drawn.nodes[name]["value"]
+        if not fn.support.check(value).all():
+            report.problems.append(
+                f"site {name!r}: the guide's {_name(drawn.nodes[name]['fn'])} leaves the support of the model's {_name(fn)}; "
+                f"{_support_hint(fn)}, so give it a distribution over that support."
+            )
 
 
 # -- finding a NaN -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Files: safetensors for tensors and JSON for the rest, written whole or not at all, and never unpickled."""
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,31 @@ __all__ = ["load_json", "load_tensors", "save_json", "save_tensors", "write_atom
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to disk and rename it: a reader sees the old file or the new one, never half of one."""
+    """Write `content` beside `path`, flush it to disk and rename it: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        FileError: the folder or the disk does not let it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise FileError(f"{path} cannot be written ({error.strerror}); check the folder and the free space.") from error
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # where it could not be made, it cannot be removed
+        path.unlink()
 
 
 def save_json(path: str | os.PathLike, value: Any) -> None:
@@ -43,9 +56,11 @@ def load_json(path: str | os.PathLike) -> Any:
         FileError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileError(f"there is no file {path}; check the folder's name.") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); check the folder's name and its permissions.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is not a whole JSON file ({error}); restore it or save the result again.") from None
 

@@ -43,40 +43,62 @@ class _OwnParameters(Messenger):
     def __init__(self, owner: "Program") -> None:
         super().__init__()
         self.owner = owner
+        self.known: set[int] = set()
 
     def _pyro_param(self, msg: Any) -> None:
         name, initial = msg["name"], msg["args"][1] if len(msg["args"]) > 1 else None
-        if msg["done"]:
+        if msg["done"] or msg.get("owned"):
             return
-        if isinstance(initial, nn.Parameter):  # a module's parameter: the program (or the caller) holds it already
+        if isinstance(initial, nn.Parameter):  # of a module, which the program holds, or which a plain function closes over
+            self._adopt(name, initial)
             msg["value"], msg["done"] = initial, True
             return
-        key = "p:" + name.replace(".", "|")  # module names may not contain dots
-        held = next((m.free_parameters for m in self.owner.modules() if isinstance(m, Program) and key in m.free_parameters), None)
-        if held is None:
-            if initial is None or _is_pyro_param(self.owner, name):
-                return  # an attribute of a PyroModule, which holds its own value, or a name without a value: left to Pyro
-            held = self.owner.free_parameters
+        key = _key(name)
+        holder = next((m for m in self.owner.modules() if isinstance(m, Program) and key in m.free_parameters), None)
+        if holder is None:
+            if _is_pyro_param(self.owner, name):
+                msg["owned"] = True  # a program that runs around this one must not take it for its own
+                return  # left to Pyro: an attribute of one of our modules, which holds its own value
+            if initial is None:  # left to Pyro: an attribute of a module that a plain function closes over, or a name without a value
+                store = pyro.get_param_store()
+                self._adopt(name, store._params.get(name), store._constraints.get(name, constraints.real))
+                return
+            holder = self.owner
             constraint = msg["kwargs"].get("constraint", constraints.real)
             start = initial() if callable(initial) else initial
             with torch.no_grad():
-                held[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
+                holder.free_parameters[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
         if initial is not None:
-            self.owner.constraints[key] = msg["kwargs"].get("constraint", constraints.real)
-        value = transform_to(self.owner.constraints.get(key, constraints.real))(held[key])
-        value.unconstrained = weakref.ref(held[key])
+            holder.constraints[key] = msg["kwargs"].get("constraint", constraints.real)
+        value = transform_to(holder.constraints.get(key, constraints.real))(holder.free_parameters[key])
+        value.unconstrained = weakref.ref(holder.free_parameters[key])
         msg["value"], msg["done"] = value, True
+
+    def _adopt(self, name: str, parameter: nn.Parameter | None, constraint: constraints.Constraint = constraints.real) -> None:
+        """Make a module's parameter one of the program's, so that it is learned and saved; loaded values go into the module."""
+        if parameter is None or id(parameter) in self.known:
+            return
+        self.known = {id(p) for p in self.owner.parameters()}
+        if id(parameter) in self.known:
+            return
+        key, owner = _key(name), self.owner
+        if key in owner.loaded:
+            owner.loaded.discard(key)
+            with torch.no_grad():
+                parameter.copy_(owner.free_parameters[key])
+        owner.free_parameters[key], owner.constraints[key] = parameter, constraint
+        self.known.add(id(parameter))
+
+
+def _key(name: str) -> str:
+    return "p:" + name.replace(".", "|")  # names of parameters in modules may not contain dots
 
 
 def _is_pyro_param(owner: nn.Module, name: str) -> bool:
-    """Whether `name` is a `PyroParam` attribute of one of the owner's modules."""
-    *path, last = name.split(".")
-    for module in owner.modules():
-        for part in path:
-            module = module._modules.get(part) if module is not None else None  # type: ignore[assignment]
-        if last in (getattr(module, "_pyro_params", None) or ()):
-            return True
-    return False
+    """Whether `name` is Pyro's name of a `PyroParam` attribute of one of the owner's modules."""
+    last = name.rpartition(".")[-1]
+    held = (m for m in owner.modules() if isinstance(m, PyroModule) and last in (getattr(m, "_pyro_params", None) or ()))
+    return any(module._pyro_get_fullname(last) == name for module in held)
 
 
 class Program(PyroModule):
@@ -105,12 +127,14 @@ class Program(PyroModule):
         observed: number of observed dimensions D, for checking data (`None`: unchecked).
         support: constraint on one entry of the data (`None`: unchecked).
         values: number of categories of one entry (`None`: not categorical).
+        allows_missing: whether the data may have holes, marked by NaN or -1.
     """
 
     site: str = "x"
     observed: int | None = None
     support: constraints.Constraint | None = None
     values: int | None = None
+    allows_missing: bool = False
     config: dict[str, Any]
     free_parameters: nn.ParameterDict
 
@@ -129,6 +153,7 @@ class Program(PyroModule):
         super().__init__()
         self.free_parameters = nn.ParameterDict()  # the values of pyro.param statements in plain functions
         self.constraints: dict[str, constraints.Constraint] = {}
+        self.loaded: set[str] = set()  # of those, the ones that came from a file and have not been used yet
         self.register_buffer("_where", torch.empty(0), persistent=False)
 
     # -- the story ----------------------------------------------------------------------------------------------------
@@ -137,7 +162,7 @@ class Program(PyroModule):
         """The generative story."""
         raise ProgramError(f"program {self.name!r} has no model: define a method model(self, x=None, n=1).")
 
-    guide: Any = None
+    guide: Any  # optional: a method guide(self, x=None, n=1), or an attribute such as AutoNormal(self.model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -162,7 +187,7 @@ class Program(PyroModule):
     @property
     def has_guide(self) -> bool:
         """Whether there is an approximate posterior."""
-        return self.guide is not None
+        return getattr(self, "guide", None) is not None
 
     @property
     def draws_n(self) -> bool:
@@ -190,7 +215,7 @@ class Program(PyroModule):
 
     def run_guide(self, *args: Any, **kwargs: Any) -> Any:
         """The guide as a plain callable. Use inside `running`."""
-        if self.guide is None:
+        if not self.has_guide:
             raise ProgramError(f"program {self.name!r} has no guide; pass guide=... (a function, or an autoguide's name such as 'AutoNormal').")
         with self._pyro_context:
             return self.guide(*args, **kwargs)
@@ -201,10 +226,13 @@ class Program(PyroModule):
         Raises:
             ProgramError: names that do not match, with the first of them.
         """
-        prefix = "free_parameters."
+        mine, programs = self.state_dict(), {name: m for name, m in self.named_modules() if isinstance(m, Program)}
         for name, value in state.items():
-            if name.startswith(prefix) and name not in self.state_dict():
-                self.free_parameters[name.removeprefix(prefix)] = nn.Parameter(value.clone())
+            path, _, key = name.rpartition("free_parameters.")
+            if key != name and name not in mine and path.removesuffix(".") in programs:
+                holder = programs[path.removesuffix(".")]
+                holder.free_parameters[key] = nn.Parameter(value.clone())
+                holder.loaded.add(key)
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
@@ -254,8 +282,7 @@ def _autoguide(name: str, model: Callable) -> AutoGuide:
     kinds = {k: v for k, v in vars(pyro.infer.autoguide).items() if inspect.isclass(v) and issubclass(v, AutoGuide)}
     if name not in kinds:
         raise ProgramError(f"guide {name!r} is not one of Pyro's autoguides: {', '.join(sorted(kinds))}.")
-    story = model.run_model if isinstance(model, Program) else model
-    return kinds[name](story)
+    return kinds[name](model)
 
 
 def as_program(program: Any, guide: Any = None) -> Program:
@@ -273,10 +300,12 @@ def as_program(program: Any, guide: Any = None) -> Program:
 
 def _with_guide(program: Program, guide: Any) -> Program:
     """The same program, with its own parameters, under another guide."""
-    if isinstance(guide, str):
-        guide = _autoguide(guide, program)
-    other = FunctionProgram(program.run_model, guide, program.name)
+    if isinstance(program, FunctionProgram):
+        other = FunctionProgram(program._model, guide, program.name)
+        other.free_parameters, other.constraints, other.loaded = program.free_parameters, program.constraints, program.loaded
+    else:
+        other = FunctionProgram(program.run_model, guide, program.name)
     other._draws_n = program.draws_n
-    for attribute in ("site", "observed", "support", "values"):
+    for attribute in ("site", "observed", "support", "values", "allows_missing"):
         setattr(other, attribute, getattr(program, attribute))
     return other

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import Distribution
 
 from .errors import FileError, ProgramError
 from .files import load_json, load_tensors, save_json, save_tensors
+from .randomness import seeded
 
 __all__ = ["KINDS", "Cost", "Fit", "Mean", "Posterior", "Score"]
 
@@ -111,6 +113,11 @@ class Cost:
     sampling_seconds: float = 0.0
     path: str = "python"
 
+    @classmethod
+    def restored(cls, numbers: dict[str, Any]) -> "Cost":
+        """From a file; what another version wrote and this one does not know is left out."""
+        return cls(**{f.name: numbers[f.name] for f in fields(cls) if f.name in numbers})
+
 
 @dataclass
 class Fit:
@@ -143,6 +150,7 @@ class Fit:
             "format": 1,
             "program": type(program).__name__,
             "config": program.config if _is_plain(program.config) else None,
+            "guide": type(program.guide).__name__ if isinstance(getattr(program, "guide", None), AutoGuide) else None,
             "stopped": self.stopped,
             "objective": self.objective,
             "cost": vars(self.cost),
@@ -159,7 +167,7 @@ class Fit:
         Arguments:
             folder: the run folder.
             program: an object to put the weights into; needed where the program is not one of the zoo.
-            args: arguments for one run of the program, where its parameters are made on first use (autoguides).
+            args: the model's arguments, for one run where parameters are made on first use (autoguides).
 
         Raises:
             FileError: a file is missing or damaged, or the program is not of the zoo and none was given.
@@ -167,25 +175,32 @@ class Fit:
         from .program import as_program
 
         folder = Path(folder)
-        config = load_json(folder / "config.json")
-        if not isinstance(config, dict) or "program" not in config:
-            raise FileError(f"{folder / 'config.json'} does not describe a program; is {folder} a run folder?")
+        config, history = load_json(folder / "config.json"), load_json(folder / "history.json")
+        if not isinstance(config, dict) or not {"program", "config", "stopped", "objective", "cost", "notes"} <= config.keys():
+            raise FileError(f"{folder / 'config.json'} does not describe a learned program; is {folder} a run folder?")
+        if not isinstance(history, dict) or len({len(column) for column in history.values() if isinstance(column, list)}) > 1:
+            raise FileError(f"{folder / 'history.json'} is no table of epochs; restore it from an earlier copy.")
         state, _ = load_tensors(folder / "weights.safetensors")
         if program is None:
             program = _rebuild(config, folder)
         program = as_program(program)
+        if not program.has_guide and config.get("guide"):  # the one that learn has added
+            program = as_program(program, config["guide"])
+        guide = getattr(program, "guide", None)
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None and not args:
+            raise FileError(f"{type(guide).__name__} makes its parameters when it first runs; pass load(folder, program=..., args=(the model's arguments,)).")
         if args:
-            with torch.no_grad(), program.running():
-                program.run_guide(*args)
+            with torch.no_grad(), seeded(0), program.running():
+                program.run_guide(*args) if program.has_guide else program.run_model(*args)
         program.load_parameters(state)
-        history = pd.DataFrame(load_json(folder / "history.json"))
-        return cls(program, history, config["stopped"], Cost(**config["cost"]), config["objective"], config["notes"])
+        return cls(program, pd.DataFrame(history), config["stopped"], Cost.restored(config["cost"]), config["objective"], config["notes"])
 
-    def posterior(self, *args: Any, draws: int = 1000, **kwargs: Any) -> "Posterior":
+    def posterior(self, *args: Any, draws: int = 1000, seed: int | None = None, **kwargs: Any) -> "Posterior":
         """Draws from the learned guide for these arguments."""
         from .registry import resolve
+        from .tasks import infer
 
-        return resolve("amortised", draws=draws).run(self.program, *args, **kwargs)
+        return infer(self.program, *args, method=resolve("amortised", draws=draws), seed=seed, **kwargs)
 
 
 def _is_plain(value: Any) -> bool:
@@ -203,7 +218,10 @@ def _rebuild(config: dict, folder: Path) -> Any:
         raise FileError(f"the program {config['program']!r} in {folder} is not one of the zoo; pass load(folder, program=your_program).")
     if config["config"] is None:
         raise FileError(f"{folder} does not hold the constructor's arguments; pass load(folder, program=your_program).")
-    return zoo.find(config["program"])(**config["config"])
+    try:
+        return zoo.find(config["program"])(**config["config"])
+    except TypeError as error:
+        raise FileError(f"the arguments in {folder / 'config.json'} do not make a {config['program']} ({error}); restore the file.") from None
 
 
 @dataclass
@@ -248,11 +266,30 @@ class Posterior:
                 pass
         if site not in self.draws:
             raise ProgramError(f"the posterior has no site {site!r}; it has {', '.join(self.draws)}.")
-        values = self.draws[site].flatten(0, 1).double()  # [draw, *shape]
+        draws = self.draws[site]
+        values = draws.flatten(0, 1).double()  # [draw, *shape]
+        dtype = draws.dtype if draws.is_floating_point() else torch.get_default_dtype()  # counts and categories have fractional means
         if self.log_weights is None:
-            return values.mean(0).to(self.draws[site])
+            return values.mean(0).to(dtype)
         weights = torch.softmax(self.log_weights.double(), 0)  # [draw] or [draw, batch]
-        return (values * weights.reshape(weights.shape + (1,) * (values.dim() - weights.dim()))).sum(0).to(self.draws[site])
+        return (values * weights.reshape(weights.shape + (1,) * (values.dim() - weights.dim()))).sum(0).to(dtype)
+
+    def unweighted(self, seed: int | None = 0) -> "Posterior":
+        """The same posterior with equal weights: as many draws, drawn again in proportion to their weights."""
+        if self.log_weights is None:
+            return self
+        with seeded(seed):
+            picked = torch.distributions.Categorical(logits=self.log_weights.mT if self.log_weights.dim() > 1 else self.log_weights)
+            rows = picked.sample((len(self.log_weights),))  # [draw] or [draw, batch]
+
+        def again(values: Tensor) -> Tensor:
+            values = values.flatten(0, 1)
+            index = rows.reshape(rows.shape + (1,) * (values.dim() - rows.dim())).expand(values.shape)
+            return values.gather(0, index)[None]
+
+        drawn = {name: again(value) for name, value in self.draws.items()}
+        computed = {name: again(value) for name, value in self.deterministic.items()}
+        return replace(self, draws=drawn, deterministic=computed, log_weights=None, stats={}, how=f"{self.how}, resampled")
 
     def summary(self, **kwargs: Any) -> pd.DataFrame:
         """ArviZ's table: mean, sd, interval, MCSE, bulk and tail ESS, rank-normalised R-hat."""
@@ -267,9 +304,14 @@ class Posterior:
         return diagnose(self)
 
     def to_arviz(self) -> Any:
-        """An ArviZ object (`InferenceData` of ArviZ 0.x, `DataTree` of 1.x) with the groups posterior and sample_stats."""
+        """An ArviZ object (`InferenceData` of ArviZ 0.x, `DataTree` of 1.x) with the groups posterior and sample_stats.
+
+        Weighted draws are resampled, since ArviZ knows no weights (see `unweighted`).
+        """
         import arviz
 
+        if self.log_weights is not None:
+            return self.unweighted().to_arviz()
         groups = {"posterior": {k: _numpy(v) for k, v in self.draws.items()}}
         if self.stats:
             groups["sample_stats"] = {k: _numpy(v) for k, v in self.stats.items()}
@@ -325,7 +367,7 @@ class Posterior:
         exact = {k: _restore(v, f"exact/{k}", tensors) for k, v in notes["exact"].items()} or None
         return cls(
             group("draws"), exact, group("deterministic"), tensors.get("log_weights"), evidence, group("stats"),
-            Cost(**notes["cost"]), notes["how"], notes["kind"],
+            Cost.restored(notes["cost"]), notes["how"], notes["kind"],
         )  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def learn(
     """
     program = _placed(as_program(program, guide), device)
     if hasattr(data, "train") and hasattr(data, "valid"):
-        data, valid = data.train, data.valid if valid is None else valid
+        data, valid = data.train, (data.valid if len(data.valid) else None) if valid is None else valid
     (data, *args_checked) = _observations(program, (data, *args))
     if valid is not None:
         (valid,) = _observations(program, (valid,), "valid")
@@ -175,7 +175,7 @@ def learn(
 def predict(posterior: Posterior, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
     """Observed and deterministic sites drawn anew under each posterior draw, {site: [draw, *shape]}; see `Posterior.predict`."""
     program = posterior.program
-    draws = {name: value.flatten(0, 1) for name, value in posterior.draws.items()}
+    draws = {name: value.flatten(0, 1) for name, value in posterior.unweighted(seed).draws.items()}
     count = len(next(iter(draws.values())))
     collected: dict[str, list[Tensor]] = {}
     with torch.no_grad(), seeded(seed), program.running(), evaluating(program):
@@ -262,7 +262,14 @@ def _observations(program: Program, args: tuple, name: str | None = None) -> tup
     from .data import check_observations
 
     if args and program.observed is not None:
-        first = check_observations(args[0], observed=program.observed, support=program.support, site=name or program.site)
+        x = args[0]
+        if program.allows_missing:  # the holes are checked as if they held a zero
+            x = torch.as_tensor(x)
+            holes = x.isnan() | (x == -1)
+            x = torch.where(holes, torch.zeros_like(x), x)
+        first = check_observations(x, observed=program.observed, support=program.support, site=name or program.site)
+        if program.allows_missing:
+            first = torch.where(holes, torch.full_like(first, -1), first)
         args = (first, *args[1:])
     return tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)
 

@@ -60,7 +60,7 @@ class Circuit(Program):
         if pseudo_count is not None and pseudo_count < 0:
             raise ProgramError(f"pseudo_count is {pseudo_count}, but a number from 0 was expected.")
         self.observed, self.values = observed, values
-        self.support = constraints.integer_interval(0, values - 1)
+        self.support, self.allows_missing = constraints.integer_interval(0, values - 1), True
         self.weights: TreeParameters | GraphParameters
         if isinstance(structure, str):
             self.weights = TreeParameters(observed, values, structure, pseudo_count)
@@ -110,11 +110,16 @@ class Circuit(Program):
         return None
 
     def answers(self) -> dict[str, Answer]:
-        one = Answer("exact", "one upward pass", 1, 1)
+        """All exact; a graph with several paths for one x is learned to a local optimum."""
+        if isinstance(self.weights, GraphParameters):
+            learn = Answer("approximate", "EM: a local optimum", None, None)
+        else:
+            learn = Answer("exact", "counting", 1, 1)
         return {
-            "score": one,
             "sample": Answer("exact", "one downward pass", 1, 1),
+            "score": Answer("exact", "one upward pass", 1, 1),
             "infer": Answer("exact", "two passes", 2, 2),
+            "learn": learn,
         }
 
     def log_density(self, x: Tensor) -> Score:

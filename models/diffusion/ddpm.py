@@ -18,13 +18,13 @@ from .schedules import NoiseSchedule, signal_fraction
 
 __all__ = ["DiffusionChain"]
 
-_DRAWS = 4  # draws of every z_t in the default score
+_DRAWS = 2  # draws of every z_t in the default score
 _ROWS = 4096  # rows that go through the network at once while scoring
 _GOLDEN = (math.sqrt(5.0) - 1) / 2
 
 
 class DiffusionChain(Program):
-    """Denoising diffusion: a hierarchy of T latent sites whose posterior is fixed, and whose levels share one network,
+    """Denoising diffusion: T latent sites whose posterior is fixed and whose levels share one network,
 
         z_T ~ N(0, I),   z_{t-1} ~ N(mu(z_t, t), sigma_t^2 I) for t = T, ..., 2,   x ~ p(x | z_1),
         mu(z_t, t) = (z_t - beta_t / sqrt(1 - alpha-bar_t) eps-hat(z_t, t)) / sqrt(alpha_t),
@@ -35,15 +35,18 @@ class DiffusionChain(Program):
         values: V, the number of ordered grey levels of each dimension.
         steps: T.
         hidden: units of each layer of the network.
-        schedule: "log-snr", "cosine" or "linear"; see `signal_fraction`. "log-snr" starts where the noise is 0.4 of a grey level.
-        denoiser: "levels" (eps-hat from a posterior over grey levels, which is also p(x | z_1)) or "noise" (eps-hat straight from the
-            network and p(x | z_1) a normal variable over the levels' cells, as published). The first scores far better on few data.
+        schedule: "log-snr", "cosine" or "linear"; see `signal_fraction`. "log-snr" starts where the noise is
+            0.4 of a grey level.
+        denoiser: "levels" (eps-hat from a posterior over grey levels, which is also p(x | z_1)) or "noise"
+            (eps-hat straight from the network and p(x | z_1) a normal variable over the levels' cells, as
+            published). The first scores far better on few data.
         variance: sigma_t^2: "posterior" (beta-tilde_t) or "forward" (beta_t).
         blocks: residual blocks of the network.
         dropout: probability of dropping a hidden unit while learning.
 
-    Sites: `z_T`, ..., `z_1` [D], `x` [D]. Score: a lower bound, the variational bound with every Gaussian divergence in closed form and
-    4 draws of each z_t. Posterior: the noising chain, which holds no representation of x.
+    Sites: `z_T`, ..., `z_1` [D], `x` [D]. Score: a lower bound, the variational bound with every Gaussian
+    divergence in closed form and 2 draws of each z_t. Posterior: the noising chain, which holds no
+    representation of x.
 
     Raises:
         ProgramError: an option is unknown or a size is not positive.
@@ -72,9 +75,16 @@ class DiffusionChain(Program):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        for name, size, least in (("observed", observed, 1), ("values", values, 2), ("hidden", hidden, 1), ("blocks", blocks, 1)):
+        for name, size, least in (
+            ("observed", observed, 1),
+            ("values", values, 2),
+            ("hidden", hidden, 1),
+            ("blocks", blocks, 1),
+        ):
             if not isinstance(size, int) or isinstance(size, bool) or size < least:
-                raise ProgramError(f"DiffusionChain: {name} is {size!r}; give a whole number, at least {least}.")
+                raise ProgramError(
+                    f"DiffusionChain: {name} is {size!r}; give a whole number, at least {least}."
+                )
         if not 0 <= dropout < 1:
             raise ProgramError(f"DiffusionChain: dropout is {dropout!r}; it must be a probability in [0, 1).")
         finest = max(6.0, -2 * math.log(0.4 * 2 / (values - 1)))
@@ -84,19 +94,23 @@ class DiffusionChain(Program):
         self.observed, self.values = observed, values
         self.support = constraints.integer_interval(0, values - 1)
 
-    # -- the story ----------------------------------------------------------------------------------------------------
+    # -- the story -------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """From pure noise back to the data, one step at a time."""
         zero = torch.zeros(self.observed or 0, dtype=self.dtype, device=self.device)
         with pyro.plate("data", n if x is None else len(x)) as rows:
-            z = pyro.sample(f"z_{self.steps}", dist.Normal(zero, 1.0).expand([len(rows), len(zero)]).to_event(1))  # [batch, D]
+            z = pyro.sample(
+                f"z_{self.steps}", dist.Normal(zero, 1.0).expand([len(rows), len(zero)]).to_event(1)
+            )  # [batch, D]
             for step in pyro.markov(range(self.steps, 1, -1)):
                 t = torch.full((len(rows),), step, device=z.device)
                 mean = self.schedule.reverse_mean(z, t, self.denoise(z, t)[0])
-                z = pyro.sample(f"z_{step - 1}", dist.Normal(mean, self.schedule.reverse_scale[step]).to_event(1))
-            decoded = self.denoise(z, torch.ones(len(rows), dtype=torch.long, device=z.device))[1]
-            return pyro.sample("x", decoded, obs=None if x is None else x.long())
+                z = pyro.sample(
+                    f"z_{step - 1}", dist.Normal(mean, self.schedule.reverse_scale[step]).to_event(1)
+                )
+            features = self.denoise(z, torch.ones(len(rows), dtype=torch.long, device=z.device))[1]
+            return pyro.sample("x", self.decoder(features), obs=None if x is None else x.long())
 
     def guide(self, x: Tensor, n: int = 1) -> None:
         """From the data to pure noise: the noising chain, which is not learned."""
@@ -106,18 +120,39 @@ class DiffusionChain(Program):
                 step = dist.Normal(self.schedule.forward_mean[t] * z, self.schedule.forward_scale[t])
                 z = pyro.sample(f"z_{t}", step.to_event(1))
 
-    def denoise(self, z: Tensor, t: Tensor) -> tuple[Tensor, dist.TorchDistribution]:
-        """eps-hat(z_t, t) [batch, D] and, where t = 1, p(x | z_1); z [batch, D], t [batch]."""
+    def denoise(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """eps-hat(z_t, t) [batch, D], and what `decoder` needs; z [batch, D], t [batch]."""
         return self.denoiser(z, t, self.schedule)
+
+    def decoder(self, features: Tensor) -> dist.TorchDistribution:
+        """p(x | z_1), batch shape [batch], event shape [D]."""
+        return self.denoiser.decoder(features)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Grey levels 0 to V - 1 mapped affinely onto [-1, 1]."""
         return x.to(self.dtype) * (2.0 / ((self.values or 2) - 1)) - 1.0
 
-    # -- the variational bound, all steps in parallel -----------------------------------------------------------------
+    # -- the variational bound, all steps in parallel --------------------------------------------------------
+
+    def decoding_loss(self, x: Tensor, noise: Tensor) -> Tensor:
+        """L_0: one draw of -ln p(x | z_1), [batch] nats; see `step_losses`."""
+        first = torch.ones(len(x), dtype=torch.long, device=x.device)
+        return -self.decoder(
+            self.denoise(self.schedule.noised(self.scaled(x), first, noise), first)[1]
+        ).log_prob(x.long())
+
+    def divergence(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """L_{t-1}, t >= 2: a draw of KL[q(z_{t-1} | z_t, x) || p(z_{t-1} | z_t)], [batch] nats."""
+        return self._divergence(t, noise, self.denoise(self.schedule.noised(self.scaled(x), t, noise), t)[0])
+
+    def _divergence(self, t: Tensor, noise: Tensor, guess: Tensor) -> Tensor:
+        return (
+            self.schedule.kl_slope[t] * ((noise - guess) ** 2).sum(-1)
+            + self.schedule.kl_constant[t] * noise.shape[-1]
+        )
 
     def step_losses(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """One draw of each example's term of -ELBO: -ln p(x | z_1) for t = 1, else KL[q(z_{t-1} | z_t, x) || p(z_{t-1} | z_t)].
+        """One draw of each example's term of -ELBO: `decoding_loss` where t = 1, `divergence` elsewhere.
 
         Arguments:
             x: [batch, D] grey levels.
@@ -127,9 +162,10 @@ class DiffusionChain(Program):
         Returns:
             [batch] nats. Their expectations over noise, summed over t, plus `prior_loss`, are -ELBO.
         """
-        guess, decoded = self.denoise(self.schedule.noised(self.scaled(x), t, noise), t)
-        divergence = self.schedule.kl_slope[t] * ((noise - guess) ** 2).sum(-1) + self.schedule.kl_constant[t] * noise.shape[-1]
-        return torch.where(t == 1, -decoded.log_prob(x.long()), divergence)
+        guess, features = self.denoise(self.schedule.noised(self.scaled(x), t, noise), t)
+        return torch.where(
+            t == 1, -self.decoder(features).log_prob(x.long()), self._divergence(t, noise, guess)
+        )
 
     def prior_loss(self, x: Tensor) -> Tensor:
         """L_T = KL[q(z_T | x) || N(0, I)], [batch] nats: what is left of the data in pure noise."""
@@ -144,7 +180,8 @@ class DiffusionChain(Program):
             draws: independent draws of each z_t.
 
         Returns:
-            The terms [T + 1, batch] in nats, averaged over draws, and the Monte Carlo standard error of their sum, [batch] (None for one draw).
+            The terms [T + 1, batch] in nats, averaged over draws, and the Monte Carlo standard error of their
+            sum, [batch] (None for one draw).
         """
         terms = torch.empty(self.steps + 1, len(x), dtype=self.dtype, device=self.device)
         variance = torch.zeros(len(x), dtype=self.dtype, device=self.device)
@@ -153,7 +190,12 @@ class DiffusionChain(Program):
             some = x[rows].repeat(draws, 1)  # [draws * rows, D]
             for t in range(1, self.steps + 1):
                 noise = torch.randn(len(some), x.shape[1], dtype=self.dtype, device=self.device)
-                losses = self.step_losses(some, torch.full((len(some),), t, device=self.device), noise).unflatten(0, (draws, -1))
+                losses = (
+                    self.decoding_loss(some, noise)
+                    if t == 1
+                    else self.divergence(some, torch.full_like(some[:, 0], t, dtype=torch.long), noise)
+                )
+                losses = losses.unflatten(0, (draws, -1))
                 terms[t - 1, rows] = losses.mean(0)
                 if draws > 1:
                     variance[rows] += losses.var(0) / draws
@@ -163,17 +205,23 @@ class DiffusionChain(Program):
     def log_density(self, x: Tensor, draws: int = _DRAWS) -> Score:
         """A lower bound of log p(x): minus the sum of `bound`."""
         terms, stderr = self.bound(x, draws)
-        return Score(-terms.sum(0), "lower_bound", stderr, f"variational bound, {self.steps} steps, {draws} draws of each")
+        return Score(
+            -terms.sum(0),
+            "lower_bound",
+            stderr,
+            f"variational bound, {self.steps} steps, {draws} draws of each",
+        )
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- learning --------------------------------------------------------------------------------------------
 
     def denoising_loss(self, x: Tensor, weighting: str = "bound") -> Tensor:
         """One random step per example, so that memory does not grow with T.
 
-        - "bound": the term of the variational bound over the probability of its step, plus L_T: its expectation is -ELBO. Steps are
-          visited mostly in proportion to the divergence that standard normal data would have there.
-        - "simple": ||eps - eps-hat||^2 at a uniformly drawn step (the published objective). It weighs small noise less than the bound
-          does, and leaves a learned decoder scale alone.
+        - "bound": the term of the variational bound over the probability of its step, plus L_T: its
+          expectation is -ELBO. Steps are visited mostly in proportion to the divergence that standard normal
+          data would have there.
+        - "simple": ||eps - eps-hat||^2 at a uniformly drawn step (the published objective). It weighs small
+          noise less than the bound does, and leaves a learned decoder scale alone.
 
         Arguments:
             x: [batch, D] grey levels.
@@ -188,7 +236,7 @@ class DiffusionChain(Program):
         if weighting not in ("bound", "simple"):
             raise ProgramError(f"weighting is {weighting!r}; choose 'bound' or 'simple'.")
         noise = torch.randn(x.shape, dtype=self.dtype, device=self.device)
-        # one uniform shift of a golden-ratio sequence: each example's place is uniform, and together they are spread evenly
+        # a golden-ratio sequence shifted by one uniform draw: each place is uniform, all are spread evenly
         place = torch.arange(len(x), dtype=self.dtype, device=self.device) * _GOLDEN
         place = (place + torch.rand(1, dtype=self.dtype, device=self.device)) % 1.0
         if weighting == "simple":
@@ -210,7 +258,12 @@ class DiffusionChain(Program):
         steps = self.steps
         return {
             "sample": Answer("exact", "ancestral sampling, step by step", steps, steps),
-            "score": Answer("lower_bound", f"variational bound, closed-form divergences, {_DRAWS} draws of each z_t", _DRAWS * steps, 1),
+            "score": Answer(
+                "lower_bound",
+                f"variational bound, closed-form divergences, {_DRAWS} draws of each z_t",
+                _DRAWS * steps,
+                1,
+            ),
             "infer": Answer("approximate", "the noising chain, which is fixed: no representation", 0, steps),
             "learn": Answer("lower_bound", "denoising: one random step per example", 1, 1),
         }

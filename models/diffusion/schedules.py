@@ -1,4 +1,4 @@
-"""NoiseSchedule: how much noise each step of a diffusion chain adds, and the Gaussian algebra that follows from it."""
+"""NoiseSchedule: how much noise each step of a diffusion chain adds, and the Gaussian algebra of that."""
 
 import math
 
@@ -14,11 +14,15 @@ VARIANCES = ("posterior", "forward")
 
 
 def signal_fraction(name: str, steps: int, largest: float = 6.0, smallest: float = -8.0) -> Tensor:
-    """alpha-bar_t for t = 0, ..., T: the share of the data in the variance of z_t, falling from 1 to nearly 0.
+    """alpha-bar_t for t = 0, ..., T: the share of the data in the variance of z_t, falling from 1 to nearly
+    0.
 
-    - `linear`: beta_t rises linearly from 1e-4 to 0.02 for T = 1000, and is scaled by 1000 / T for other T (Ho et al., 2020);
-    - `cosine`: alpha-bar_t = cos^2((t/T + s) / (1 + s) pi/2) / the same at 0, s = 0.008 (Nichol and Dhariwal, 2021);
-    - `log-snr`: ln(alpha-bar_t / (1 - alpha-bar_t)) falls linearly from `largest` at t = 1 to `smallest` at t = T (Kingma et al., 2021).
+    - `linear`: beta_t rises linearly from 1e-4 to 0.02 for T = 1000, and is scaled by 1000 / T for other T
+      (Ho et al., 2020);
+    - `cosine`: alpha-bar_t = cos^2((t/T + s) / (1 + s) pi/2) / the same at 0, s = 0.008 (Nichol and Dhariwal,
+      2021);
+    - `log-snr`: ln(alpha-bar_t / (1 - alpha-bar_t)) falls linearly from `largest` at t = 1 to `smallest` at t
+      = T (Kingma et al., 2021).
 
     Arguments:
         name: one of `SCHEDULES`.
@@ -48,12 +52,14 @@ def signal_fraction(name: str, steps: int, largest: float = 6.0, smallest: float
 
 
 class NoiseSchedule(nn.Module):
-    """The numbers of a variance-preserving chain z_t | z_{t-1} ~ N(sqrt(alpha_t) z_{t-1}, beta_t I), z_0 = data.
+    """The numbers of a variance-preserving chain z_t | z_{t-1} ~ N(sqrt(alpha_t) z_{t-1}, beta_t I), z_0 =
+    data.
 
     With alpha_t = 1 - beta_t and alpha-bar_t = prod_s alpha_s:
 
     - z_t | z_0 ~ N(sqrt(alpha-bar_t) z_0, (1 - alpha-bar_t) I);
-    - z_{t-1} | z_t, z_0 is normal with variance beta-tilde_t = (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t;
+    - z_{t-1} | z_t, z_0 is normal with variance beta-tilde_t = (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t)
+      beta_t;
     - the model steps back with variance sigma_t^2, which is fixed.
 
     Arguments:
@@ -66,7 +72,8 @@ class NoiseSchedule(nn.Module):
         forward_mean, forward_scale: sqrt(alpha_t) and sqrt(beta_t).
         posterior_variance: beta-tilde_t; zero for t = 1.
         reverse_scale: sigma_t.
-        kl_slope, kl_constant: KL[q(z_{t-1} | z_t, x) || p(z_{t-1} | z_t)] = slope_t ||eps - eps-hat||^2 + constant_t D nats (t >= 2).
+        kl_slope, kl_constant: KL[q(z_{t-1} | z_t, x) || p(z_{t-1} | z_t)] = slope_t ||eps - eps-hat||^2 +
+            constant_t D nats (t >= 2).
         proposal: probabilities with which learning visits the steps, [T]; element t - 1 belongs to step t.
 
     Raises:
@@ -92,7 +99,12 @@ class NoiseSchedule(nn.Module):
         if variance not in VARIANCES:
             raise ProgramError(f"variance {variance!r} is unknown; choose one of {', '.join(VARIANCES)}.")
         alpha_bar = signal.double()
-        if alpha_bar.dim() != 1 or alpha_bar[0] != 1 or not (alpha_bar.diff() < 0).all() or alpha_bar[-1] <= 0:
+        if (
+            alpha_bar.dim() != 1
+            or alpha_bar[0] != 1
+            or not (alpha_bar.diff() < 0).all()
+            or alpha_bar[-1] <= 0
+        ):
             raise ProgramError("a noise schedule must fall strictly from alpha-bar_0 = 1 and stay positive.")
         self.steps = len(alpha_bar) - 1
         before = torch.cat([alpha_bar[:1], alpha_bar[:-1]])  # alpha-bar_{t-1}; element 0 is not used
@@ -132,7 +144,8 @@ class NoiseSchedule(nn.Module):
     def reverse_mean(self, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """mu(z_t, t) = (z_t - beta_t / sqrt(1 - alpha-bar_t) noise) / sqrt(alpha_t).
 
-        The bar matters: some texts print sqrt(1 - alpha_t), which shrinks the samples' variance many times over.
+        The bar matters: some texts print sqrt(1 - alpha_t), which shrinks the samples' variance many times
+            over.
         """
         return (z - (self.beta / self.root_noise)[t, None] * noise) / self.forward_mean[t, None]
 

@@ -1,4 +1,4 @@
-"""TopDownVAE: a hierarchy of two latent levels whose posterior runs down the generative network (ladder, ResNet-VAE)."""
+"""TopDownVAE: two latent levels, a posterior that runs down the generative network (ladder, ResNet-VAE)."""
 
 from typing import Any
 
@@ -23,12 +23,14 @@ class TopDownVAE(Program):
         model: z2 ~ N(0, I),               z1 ~ N(mu1(z2), s1^2(z2)),                 x ~ p(x | decoder(z1));
         guide: z2 ~ N(d_mu2(x), d_s2^2(x)), z1 ~ N(mu1(z2) + d_mu1(x), s1^2(z2) d_s1^2(x)).
 
-    The guide draws in the order of the model and moves the prior of z1 instead of replacing it: log-variances are added. Both levels have
-    an analytic divergence, that of z1 given the draw of z2 (`SVI(elbo="mean_field")` uses them):
+    The guide draws in the order of the model and moves the prior of z1 instead of replacing it: log-variances
+    are added. Both levels have an analytic divergence, that of z1 given the draw of z2
+    (`SVI(elbo="mean_field")` uses them):
 
         KL_i = 1/2 sum( d_mu_i^2 / s_i^2 + d_s_i^2 - ln d_s_i^2 - 1 ),   with s_2 = 1.
 
-    The corrections come from a bottom-up pass, d_1 from r1 = f1(x) and d_2 from r2 = f2(r1); ln d_s^2 is clipped to [-7, 2].
+    The corrections come from a bottom-up pass, d_1 from r1 = f1(x) and d_2 from r2 = f2(r1); ln d_s^2 is
+    clipped to [-7, 2].
 
     Arguments:
         observed: D, the number of observed dimensions.
@@ -37,14 +39,17 @@ class TopDownVAE(Program):
         latent_1: dimensions of z1; twice `latent` unless given.
         hidden: units of each hidden layer.
         likelihood: "categorical", "bernoulli" or "gaussian"; see `VAE`.
-        depth: hidden layers of f1, of mu1 and s1, and of the decoder; 0 makes every network linear (f2 has one layer, or none).
+        depth: hidden layers of f1, of mu1 and s1, and of the decoder; 0 makes every network linear (f2 has
+            one layer, or none).
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
-        encoder_dropout: probability of dropping an input or a hidden unit of the bottom-up pass while learning.
-        decoder_dropout: probability of dropping a hidden unit of the decoder while learning. The network of z1's prior has no dropout:
-            model and guide both run it, and must see the same prior.
+        encoder_dropout: probability of dropping an input or a hidden unit of the bottom-up pass while
+            learning.
+        decoder_dropout: probability of dropping a hidden unit of the decoder while learning. The network of
+            z1's prior has no dropout: model and guide both run it, and must see the same prior.
         floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
 
-    Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting with 512 draws.
+    Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting with 512
+    draws.
 
     Raises:
         ProgramError: likelihood and values do not go together, or a size is not positive.
@@ -68,12 +73,14 @@ class TopDownVAE(Program):
         depth: int = 2,
         activation: str = "leaky_relu",
         encoder_dropout: float = 0.1,
-        decoder_dropout: float = 0.3,
+        decoder_dropout: float = 0.4,
         floor: float = 1e-3,
     ) -> None:
         super().__init__()
         if depth < 0:
-            raise ProgramError(f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
+            raise ProgramError(
+                f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more."
+            )
         below = 2 * latent if latent_1 is None else latent_1
         layers = (hidden,) * depth
         self.latent = latent
@@ -93,11 +100,12 @@ class TopDownVAE(Program):
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """z2 ~ N(0, I); z1 ~ N(mu1(z2), s1^2(z2)); x ~ likelihood(decoder(z1))."""
         zero = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
+        observation = self.likelihood.observation(x, self.dtype)
         with pyro.plate("data", n if x is None else len(x)):
             z2 = pyro.sample("z2", dist.Normal(zero, 1.0).to_event(1))  # [batch, latent]
             mu1, log_s1 = self.prior_1(z2).chunk(2, -1)  # [batch, latent_1] each; log-variance
             z1 = pyro.sample("z1", dist.Normal(mu1, (0.5 * log_s1).exp()).to_event(1))
-            return pyro.sample("x", self.likelihood(self.decoder(z1)), obs=self.likelihood.observation(x, self.dtype))
+            return pyro.sample("x", self.likelihood(self.decoder(z1)), obs=observation)  # [batch, D]
 
     def guide(self, x: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
         """z2 ~ N(d_mu2, d_s2^2); z1 ~ N(mu1(z2) + d_mu1, s1^2(z2) d_s1^2): the residual posterior."""
@@ -109,7 +117,11 @@ class TopDownVAE(Program):
         return z2, z1
 
     def deltas(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The bottom-up pass: mean and log-variance that the posterior adds at z1, [batch, latent_1], and at z2, [batch, latent]."""
+        """The bottom-up pass: means and log-variances that the posterior adds.
+
+        Returns:
+            (d_mu1, ln d_s1^2), [batch, latent_1] each, and (d_mu2, ln d_s2^2), [batch, latent] each.
+        """
         r1 = self.features_1(self.corruption(self.likelihood.scaled(x, self.dtype)))
         r2 = self.features_2(r1)
         d_mu1, d_log_s1 = self.delta_1(r1).chunk(2, -1)
@@ -126,9 +138,15 @@ class TopDownVAE(Program):
 
             # found on the validation split of the digits, as for VAE
             return SVI(
-                elbo="mean_field", epochs=120, batch_size=32, lr=2e-3, schedule="cosine", average=0.99, patience=25,
-                kl_weight=lambda epoch: min(1.0, epoch / 60),
-            )  # fmt: skip
+                elbo="mean_field",
+                epochs=120,
+                batch_size=32,
+                lr=1e-3,
+                schedule="cosine",
+                average=0.99,
+                patience=25,
+                kl_weight=lambda epoch: min(1.0, epoch / 70),
+            )
         return None
 
     def answers(self) -> dict[str, Answer]:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.program import Answer, Program
@@ -20,8 +20,8 @@ class ProbabilisticPCA(Program):
 
         p(x) = N(b, W W^T + s^2 I_D),        p(z | x) = N(B^-1 W^T (x - b), s^2 B^-1).
 
-    The guide is that posterior, so that one draw gives the ELBO without variance and equal to log p(x). Only M x M
-    matrices are factorised.
+    The guide is that posterior, so that one draw gives the ELBO without variance and equal to log p(x). Only
+    M x M matrices are factorised.
 
     Arguments:
         observed: D, entries of an example.
@@ -36,8 +36,8 @@ class ProbabilisticPCA(Program):
     Raises:
         ProgramError: an argument out of range.
 
-    Source: M. Tipping and C. Bishop (1999), Probabilistic principal component analysis; J. Tomczak (2024), Deep
-        Generative Modeling, 5.2, whose equation (5.7) prints the covariance as s^-2 B.
+    Source: M. Tipping and C. Bishop (1999), Probabilistic principal component analysis; J. Tomczak (2024),
+        Deep Generative Modeling, 5.2, whose equation (5.7) prints the covariance as s^-2 B.
 
     Example:
         >>> import ppl_dgm as dgm
@@ -47,13 +47,15 @@ class ProbabilisticPCA(Program):
         torch.Size([5, 16])
     """
 
+    observed: int
     support = constraints.real
 
     def __init__(self, observed: int, latent: int, floor: float = 1e-6) -> None:
         super().__init__()
         if not 1 <= latent < observed:
             raise ProgramError(
-                f"latent must be from 1 to observed - 1 = {observed - 1}, but it is {latent}: the noise is what the latents leave over."
+                f"latent must be from 1 to observed - 1 = {observed - 1}, but it is {latent}: "
+                "the noise is what the latents leave over."
             )
         if floor <= 0:
             raise ProgramError(f"floor must be a positive variance, but it is {floor!r}.")
@@ -62,7 +64,7 @@ class ProbabilisticPCA(Program):
         self.bias = nn.Parameter(torch.zeros(observed))
         self.log_variance = nn.Parameter(torch.zeros(()))
 
-    # -- the story ----------------------------------------------------------------------------------------------------
+    # -- the story -------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """z ~ N(0, I); x ~ N(W z + b, s^2 I)."""
@@ -70,7 +72,9 @@ class ProbabilisticPCA(Program):
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(origin, 1.0).to_event(1))
             x = None if x is None else x.to(self.dtype)
-            return pyro.sample("x", dist.Normal(z @ self.weight.mT + self.bias, self.variance.sqrt()).to_event(1), obs=x)
+            return pyro.sample(
+                "x", dist.Normal(z @ self.weight.mT + self.bias, self.variance.sqrt()).to_event(1), obs=x
+            )
 
     def guide(self, x: Tensor, n: int = 1) -> Tensor:
         """z ~ p(z | x), the exact posterior."""
@@ -82,17 +86,21 @@ class ProbabilisticPCA(Program):
         """s^2, [], never below the floor."""
         return self.log_variance.exp().clamp_min(self.floor)
 
-    # -- exact answers ------------------------------------------------------------------------------------------------
+    # -- exact answers ---------------------------------------------------------------------------------------
 
-    def posterior(self, x: Tensor) -> dict[str, Distribution]:
+    def posterior(self, x: Tensor) -> dict[str, Any]:
         """p(z | x) = N(B^-1 W^T (x - b), s^2 B^-1), batch shape [len(x)]."""
-        return {"z": dist.MultivariateNormal(self._mean(x.to(self.dtype)), precision_matrix=self._gram() / self.variance)}
+        return {
+            "z": dist.MultivariateNormal(
+                self._mean(x.to(self.dtype)), precision_matrix=self._gram() / self.variance
+            )
+        }
 
     def log_density(self, x: Tensor) -> Score:
         """log N(x | b, W W^T + s^2 I) in nats, [batch], through the M x M matrix B.
 
-        log det = (D - M) log s^2 + log det B, and (x-b)^T C^-1 (x-b) = |x - b - W m|^2 / s^2 + |m|^2 with m the
-        posterior mean, which unlike the difference in Woodbury's formula loses no digits.
+        log det = (D - M) log s^2 + log det B, and (x-b)^T C^-1 (x-b) = |x - b - W m|^2 / s^2 + |m|^2 with m
+        the posterior mean, which unlike the difference in Woodbury's formula loses no digits.
         """
         x = x.to(self.dtype)
         mean = self._mean(x)  # [batch, M]
@@ -105,7 +113,9 @@ class ProbabilisticPCA(Program):
 
     def _gram(self) -> Tensor:
         """B = W^T W + s^2 I, [M, M]."""
-        return self.weight.mT @ self.weight + self.variance * torch.eye(self.latent, device=self.device, dtype=self.dtype)
+        return self.weight.mT @ self.weight + self.variance * torch.eye(
+            self.latent, device=self.device, dtype=self.dtype
+        )
 
     def _mean(self, x: Tensor) -> Tensor:
         """E[z | x] = B^-1 W^T (x - b), [batch, M]."""
@@ -113,7 +123,7 @@ class ProbabilisticPCA(Program):
 
     @torch.no_grad()
     def impute(self, x: Tensor) -> Tensor:
-        """E[missing entries | the others]: x [batch, D] with every NaN replaced by its exact conditional mean."""
+        """x [batch, D] with every NaN replaced by its exact mean given the entries that are there."""
         x = x.to(self.dtype)
         seen = ~x.isnan()
         centred = torch.where(seen, x - self.bias, 0.0)  # [batch, D]
@@ -134,17 +144,21 @@ class ProbabilisticPCA(Program):
             "learn": Answer("exact", "closed-form maximum likelihood"),
         }
 
-    # -- learning -----------------------------------------------------------------------------------------------------
+    # -- learning --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_closed_form(self, train: Tensor, valid: Tensor | None = None, correction: int = 0) -> dict[str, Any]:
-        """Maximum likelihood: b the mean, s^2 the mean of the D - M discarded eigenvalues of the covariance, and
-        W = U_M (Lambda_M - s^2 I)^(1/2), columns by falling eigenvalue.
+    def fit_closed_form(
+        self, train: Tensor, valid: Tensor | None = None, correction: int = 0
+    ) -> dict[str, Any]:
+        """Maximum likelihood, from the eigenvalues Lambda and eigenvectors U of the covariance.
+
+        b is the mean, s^2 the mean of the D - M smallest eigenvalues, W = U_M (Lambda_M - s^2 I)^(1/2).
 
         Arguments:
             train: [N, D], N at least 2.
             valid: not needed.
-            correction: the covariance divides by N - correction; 0 is maximum likelihood, 1 what scikit-learn's `PCA` does.
+            correction: the covariance divides by N - correction; 0 is maximum likelihood, 1 what
+                scikit-learn's `PCA` does.
 
         Returns:
             The share of the variance that the M directions explain.
@@ -178,7 +192,8 @@ class ProbabilisticPCA(Program):
     def em_step(self, x: Tensor) -> Tensor:
         """One EM step in place, after b has been set to the mean, its optimum whatever W and s^2 are.
 
-        With S the covariance: W' = S W (s^2 I + B^-1 W^T S W)^-1 and s'^2 = tr(S - S W B^-1 W'^T) / D.
+        With m_n the posterior means, S their second moments averaged over n, C = s^2 B^-1 and r_n = x_n - b:
+        W' = (1/N sum_n r_n m_n^T) (S + C)^-1 and s'^2 = (1/N sum_n |r_n - W' m_n|^2 + tr W' C W'^T) / D.
 
         Returns:
             The mean log likelihood in nats before the step, [].
@@ -186,14 +201,14 @@ class ProbabilisticPCA(Program):
         x = x.to(self.dtype)
         before = self.log_density(x).value.mean()
         self.bias.copy_(x.mean(0))
-        centred = x - self.bias
-        moved = centred.mT @ (centred @ self.weight) / len(x)  # S W, [D, M]; S itself is never formed
-        gram = self._gram()
-        identity = torch.eye(self.latent, device=x.device, dtype=x.dtype)
-        inner = self.variance * identity + torch.linalg.solve(gram, self.weight.mT @ moved)
-        weight = torch.linalg.solve(inner, moved, left=False)
-        explained = (torch.linalg.solve(gram, weight.mT).mT * moved).sum()
-        variance = (centred.square().sum() / len(x) - explained) / self.observed
+        centred, means = x - self.bias, self._mean(x)  # [N, D], [N, M]
+        spread = self.variance * torch.linalg.inv(self._gram())  # C, [M, M]
+        moments = means.mT @ means / len(x) + spread  # E[z z^T]
+        weight = torch.linalg.solve(moments, centred.mT @ means / len(x), left=False)  # [D, M]
+        residual = (centred - means @ weight.mT).square().sum() / len(
+            x
+        )  # both terms positive: nothing cancels
+        variance = (residual + ((weight @ spread) * weight).sum()) / self.observed
         self.weight.copy_(weight)
         self.log_variance.copy_(variance.clamp_min(self.floor).log())
         return before

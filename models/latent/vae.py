@@ -26,15 +26,16 @@ class VAE(Program):
         values: number of categories V of each dimension, for the categorical likelihood.
         latent: dimensions of z.
         hidden: units of each hidden layer, encoder and decoder alike.
-        likelihood: "categorical" (entries 0 to V - 1), "bernoulli" (0 or 1) or "gaussian" (real numbers, best standardised; one learned
-            standard deviation for each dimension).
+        likelihood: "categorical" (entries 0 to V - 1), "bernoulli" (0 or 1) or "gaussian" (real numbers, best
+            standardised; one learned standard deviation for each dimension).
         depth: hidden layers of encoder and decoder; 0 makes them linear.
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
         encoder_dropout: probability of dropping an input or a hidden unit of the encoder while learning.
         decoder_dropout: probability of dropping a hidden unit of the decoder while learning.
         floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
 
-    Sites: `z` [latent], `x` [D]. Score: a lower bound by importance weighting with 512 draws. Posterior: the encoder's.
+    Sites: `z` [latent], `x` [D]. Score: a lower bound by importance weighting with 512 draws. Posterior: the
+    encoder's.
 
     Raises:
         ProgramError: likelihood and values do not go together, or a size is not positive.
@@ -60,7 +61,7 @@ class VAE(Program):
         depth: int = 2,
         activation: str = "leaky_relu",
         encoder_dropout: float = 0.1,
-        decoder_dropout: float = 0.3,
+        decoder_dropout: float = 0.4,
         floor: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -77,14 +78,16 @@ class VAE(Program):
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """z ~ N(0, I); x ~ likelihood(decoder(z))."""
         zero = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
+        observation = self.likelihood.observation(x, self.dtype)
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # [batch, latent]
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=self.likelihood.observation(x, self.dtype))  # [batch, D]
+            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=observation)  # [batch, D]
 
     def guide(self, x: Tensor, n: int = 1) -> Tensor:
         """z ~ N(encoder(x)), the amortised posterior."""
-        loc, log_variance = self.encoder(self.corruption(self.likelihood.scaled(x, self.dtype))).chunk(2, -1)  # [batch, latent] each
-        # an untrained encoder may say anything: the clamp keeps densities finite, far outside what a trained one says
+        seen = self.corruption(self.likelihood.scaled(x, self.dtype))
+        loc, log_variance = self.encoder(seen).chunk(2, -1)  # [batch, latent] each
+        # the clamp keeps densities finite, far outside of what a trained encoder says
         scale = (0.5 * log_variance.clamp(-14.0, 6.0)).exp()
         with pyro.plate("data", len(x)):
             return pyro.sample("z", dist.Normal(loc, scale).to_event(1))
@@ -97,11 +100,17 @@ class VAE(Program):
         if task == "learn":
             from ppl_dgm.inference.svi import SVI
 
-            # found on the validation split of the digits: weights that are averaged, a late KL and dropout matter most
+            # chosen on the validation split of the digits: averaged weights and a slow KL warm-up count
             return SVI(
-                elbo="mean_field", epochs=120, batch_size=32, lr=2e-3, schedule="cosine", average=0.99, patience=25,
-                kl_weight=lambda epoch: min(1.0, epoch / 60),
-            )  # fmt: skip
+                elbo="mean_field",
+                epochs=120,
+                batch_size=32,
+                lr=2e-3,
+                schedule="cosine",
+                average=0.99,
+                patience=25,
+                kl_weight=lambda epoch: min(1.0, epoch / 70),
+            )
         return None
 
     def answers(self) -> dict[str, Answer]:

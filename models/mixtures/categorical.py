@@ -4,8 +4,9 @@ import math
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError
 
@@ -20,16 +21,18 @@ _ENTRIES = 2**22  # entries of [rows, D * V] held at a time, so that memory stay
 class MixtureOfCategoricals(Mixture):
     """p(x) = sum_k w_k prod_d theta_kd[x_d].
 
-    With `values=2` it is the mixture of Bernoullis. On digits, nats per test image: 97.7 with 30 components and
-    `pseudo_count=1, prior="marginal"`, the best on the validation split; about 2 more with 10 and the defaults.
+    With `values=2` it is the mixture of Bernoullis. On digits, 97.7 nats per test image with the options that
+    are best on the validation split: 30 components, `pseudo_count=1.0`, `prior="marginal"`, ten restarts.
 
     Arguments:
         observed: D, entries of an example.
         values: V, each entry is an integer from 0 to V - 1.
         components: K.
-        pseudo_count: added to each expected count in the M-step, on average over the values; EM then finds the
-            posterior mode under the prior theta_kd ~ Dirichlet(1 + pseudo_count V m_d). 0 is maximum likelihood.
-        prior: where the pseudo-counts lie: m_d uniform, or the marginal of entry d in the data that `em_start` saw.
+        pseudo_count: added to each expected count in the M-step, on average over the values; EM then finds
+            the posterior mode under the prior theta_kd ~ Dirichlet(1 + pseudo_count V m_d). 0 is maximum
+            likelihood.
+        prior: where the pseudo-counts lie: m_d uniform, or the marginal of entry d in the data that
+            `em_start` saw.
 
     Attributes:
         logits: [K, D, V], theta = softmax(logits).
@@ -48,6 +51,7 @@ class MixtureOfCategoricals(Mixture):
         'exact'
     """
 
+    values: int
     pseudo_counts: Tensor
 
     def __init__(
@@ -65,7 +69,7 @@ class MixtureOfCategoricals(Mixture):
         self.logits = nn.Parameter(0.1 * torch.randn(components, observed, values))
         self.register_buffer("pseudo_counts", torch.full((observed, values), float(pseudo_count)))
 
-    def component(self, k: Tensor) -> Distribution:
+    def component(self, k: Tensor) -> TorchDistributionMixin:
         """prod_d Categorical(theta_kd)."""
         return dist.Categorical(logits=self.logits[k]).to_event(1)
 
@@ -91,18 +95,20 @@ class MixtureOfCategoricals(Mixture):
         blank = torch.zeros(len(x), self.pseudo_counts.numel(), device=x.device, dtype=self.dtype)
         return blank.scatter_(1, x + first, 1.0)
 
-    # -- expectation maximisation -------------------------------------------------------------------------------------
+    # -- expectation maximisation ----------------------------------------------------------------------------
 
     def log_prior(self) -> Tensor:
-        """Log density of the pseudo-counts' Dirichlet prior up to a constant, in nats, []; EM raises likelihood + prior."""
+        """Log density of the pseudo-counts' Dirichlet prior up to a constant, in nats, []; EM adds it."""
         return (self.pseudo_counts * self.log_theta).sum()
 
     @torch.no_grad()
     def em_start(self, x: Tensor) -> None:
-        """Components from the rows nearest to k-means++ seeds, pulled half-way to the whole data's marginals."""
+        """Components from the rows nearest to k-means++ seeds, pulled half-way to the data's marginals."""
         x = self.as_data(x)
         if self.prior == "marginal":
-            counts = self._counts(x, torch.ones(len(x), 1, device=x.device, dtype=self.dtype)).squeeze(0) + 0.3
+            counts = (
+                self._counts(x, torch.ones(len(x), 1, device=x.device, dtype=self.dtype)).squeeze(0) + 0.3
+            )
             marginal = counts / counts.sum(-1, keepdim=True)  # [D, V], no value impossible
             self.pseudo_counts.copy_(self.pseudo_count * self.values * marginal)
         entries = x.to(self.dtype)
@@ -113,7 +119,7 @@ class MixtureOfCategoricals(Mixture):
 
     @torch.no_grad()
     def maximise(self, x: Tensor, responsibilities: Tensor) -> None:
-        """theta_kd[v] proportional to sum_n r_nk 1[x_nd = v] + pseudo_counts_d[v]; without any count, uniform."""
+        """theta_kd[v] proportional to sum_n r_nk 1[x_nd = v] + pseudo_counts_d[v]; uniform without counts."""
         counts = self._counts(x, responsibilities) + self.pseudo_counts  # [K, D, V]
         total = counts.sum(-1, keepdim=True)
         tiny = torch.finfo(self.dtype).tiny

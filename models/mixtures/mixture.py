@@ -5,8 +5,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.program import Answer, Program
@@ -20,7 +20,8 @@ _ENTRIES = 2**24  # entries of [rows, components, dims] held at a time, so that 
 class Mixture(Program):
     """p(x) = sum_k w_k p(x | k), w on the simplex.
 
-    A subclass gives `component(k)`, the distribution of one example under component k, and `maximise`, the M-step.
+    A subclass gives `component(k)`, the distribution of one example under component k, and `maximise`, the
+    M-step.
 
     Arguments:
         observed: D, entries of an example.
@@ -30,6 +31,7 @@ class Mixture(Program):
         weight_logits: [K], w = softmax(weight_logits).
     """
 
+    observed: int
     density_of = "x"
 
     def __init__(self, observed: int, components: int) -> None:
@@ -40,7 +42,7 @@ class Mixture(Program):
         self.observed, self.components = observed, components
         self.weight_logits = nn.Parameter(torch.zeros(components))
 
-    # -- the story ----------------------------------------------------------------------------------------------------
+    # -- the story -------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """k ~ Categorical(w); x ~ component k."""
@@ -51,7 +53,7 @@ class Mixture(Program):
     def guide(self, x: Tensor | None = None, n: int = 1) -> None:
         """Empty: the only latent site is summed out."""
 
-    def component(self, k: Tensor) -> Distribution:
+    def component(self, k: Tensor) -> TorchDistributionMixin:
         """The distribution of x under component k, batch shape that of k, event shape [D]."""
         raise NotImplementedError
 
@@ -59,7 +61,7 @@ class Mixture(Program):
         """x in the type that the components take."""
         return x.to(self.dtype)
 
-    # -- exact answers ------------------------------------------------------------------------------------------------
+    # -- exact answers ---------------------------------------------------------------------------------------
 
     @property
     def weights(self) -> Tensor:
@@ -68,9 +70,13 @@ class Mixture(Program):
 
     def log_density(self, x: Tensor) -> Score:
         """log p(x) = logsumexp_k [ log w_k + log p(x | k) ], exact, in nats, [batch]."""
-        return Score(self.log_joint(x).logsumexp(-1), "exact", how=f"sum over {self.components} components, density of {self.density_of}")
+        return Score(
+            self.log_joint(x).logsumexp(-1),
+            "exact",
+            how=f"sum over {self.components} components, density of {self.density_of}",
+        )
 
-    def posterior(self, x: Tensor) -> dict[str, Distribution]:
+    def posterior(self, x: Tensor) -> dict[str, Any]:
         """The responsibilities p(k | x) = w_k p(x | k) / p(x), exact."""
         log_joint = self.log_joint(x)
         return {"k": dist.Categorical(logits=log_joint - log_joint.logsumexp(-1, keepdim=True))}
@@ -102,7 +108,7 @@ class Mixture(Program):
             "learn": Answer("approximate", "expectation maximisation, a local optimum"),
         }
 
-    # -- expectation maximisation -------------------------------------------------------------------------------------
+    # -- expectation maximisation ----------------------------------------------------------------------------
 
     def em_start(self, x: Tensor) -> None:
         """Draw a start from the data, for EM or for a gradient learner."""
@@ -137,8 +143,10 @@ class Mixture(Program):
 
 
 def spread_rows(x: Tensor, count: int) -> Tensor:
-    """Indices [count] of rows far from one another: k-means++ seeding, each next row drawn in proportion to its
-    squared distance from the nearest row so far. Duplicates appear only where there are too few distinct rows.
+    """Indices [count] of rows far from one another, by k-means++ seeding.
+
+    Each next row is drawn in proportion to its squared distance from the nearest row so far. Duplicates
+    appear only where there are too few distinct rows.
 
     Source: D. Arthur and S. Vassilvitskii (2007), k-means++.
     """
@@ -154,5 +162,7 @@ def spread_rows(x: Tensor, count: int) -> Tensor:
 def _draw_row(odds: Tensor) -> Tensor:
     """An index in proportion to odds, [1]; any number of rows (torch.multinomial stops at 2^24)."""
     total = odds.double().cumsum(0)
-    row = torch.searchsorted(total, torch.rand(1, device=odds.device, dtype=torch.float64) * total[-1], right=True)
+    row = torch.searchsorted(
+        total, torch.rand(1, device=odds.device, dtype=torch.float64) * total[-1], right=True
+    )
     return row.clamp_max(len(odds) - 1)

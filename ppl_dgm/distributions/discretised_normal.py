@@ -14,10 +14,11 @@ __all__ = ["DiscretisedNormal"]
 
 
 class DiscretisedNormal(dist.TorchDistribution):
-    """A normal variable rounded to the nearest of the values 0, ..., V - 1; the end values take the whole tails.
+    """A normal variable rounded to the nearest of the values 0, ..., V - 1; the end values take the whole
+    tails.
 
-    P(k) = Phi((k + 1/2 - loc) / scale) - Phi((k - 1/2 - loc) / scale), where the first Phi is 1 for k = V - 1 and the
-    second is 0 for k = 0, so that the V masses add up to one whatever loc and scale are.
+    P(k) = Phi((k + 1/2 - loc) / scale) - Phi((k - 1/2 - loc) / scale), where the first Phi is 1 for k = V - 1
+    and the second is 0 for k = 0, so that the V masses add up to one whatever loc and scale are.
 
     Arguments:
         loc: mean of the normal variable, in units of one grey level; any shape.
@@ -36,7 +37,9 @@ class DiscretisedNormal(dist.TorchDistribution):
 
     def __init__(self, loc: Tensor, scale: Tensor, values: int, validate_args: bool | None = None) -> None:
         if not isinstance(values, int) or values < 2:
-            raise ProgramError(f"DiscretisedNormal: values is {values!r}; give the number of grey levels, at least 2.")
+            raise ProgramError(
+                f"DiscretisedNormal: values is {values!r}; give the number of grey levels, at least 2."
+            )
         self.loc, self.scale = broadcast_all(loc, scale)
         self.values = values
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -48,7 +51,11 @@ class DiscretisedNormal(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretisedNormal":
         new = self._get_checked_instance(DiscretisedNormal, _instance)
         batch_shape = torch.Size(batch_shape)
-        new.loc, new.scale, new.values = self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.values
+        new.loc, new.scale, new.values = (
+            self.loc.expand(batch_shape),
+            self.scale.expand(batch_shape),
+            self.values,
+        )
         super(DiscretisedNormal, new).__init__(batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -69,9 +76,9 @@ class DiscretisedNormal(dist.TorchDistribution):
         tail = torch.special.log_ndtr(torch.where(first, high, -low))
         return torch.where(first | last, tail, inner)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            shape = self._extended_shape(sample_shape)
+            shape = self._extended_shape(torch.Size(sample_shape))
             drawn = torch.normal(self.loc.expand(shape), self.scale.expand(shape))
             return drawn.round().clamp(0, self.values - 1).long()
 
@@ -83,7 +90,9 @@ class DiscretisedNormal(dist.TorchDistribution):
     def probs(self) -> Tensor:
         """The V masses, [*batch, V]."""
         levels = torch.arange(self.values, device=self.loc.device)
-        parts = DiscretisedNormal(self.loc[..., None], self.scale[..., None], self.values, validate_args=False)
+        parts = DiscretisedNormal(
+            self.loc[..., None], self.scale[..., None], self.values, validate_args=False
+        )
         return parts.log_prob(levels).exp()
 
     @property

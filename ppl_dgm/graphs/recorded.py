@@ -137,24 +137,27 @@ def recorded(fn: Callable[..., Any], live: Iterable[Tensor] = (), backend: str =
     return Recorder(fn, live, backend)
 
 
-def value_and_gradient(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def value_and_gradient(
+    fn: Callable[[Tensor], Tensor], batched: bool = False
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Turns a scalar function of one point into one of many points that returns values and gradients.
 
     `torch.func.grad_and_value` does the same but imports torch._dynamo, which takes a second; this uses
     `vmap` for the values and one backward pass for all gradients. Made to be recorded.
 
     Args:
-        fn: point [d] -> scalar.
+        fn: point [d] -> scalar; or, with `batched`, points [n, d] -> values [n], each of its own point alone.
+        batched: whether `fn` takes many points itself.
 
     Returns:
         points [n, d] -> (values [n], gradients [n, d]).
     """
-    batched = torch.func.vmap(fn, randomness="different")
+    many = fn if batched else torch.func.vmap(fn, randomness="different")
 
     def evaluate(points: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad(), short_bernoulli():
             points = points.detach().requires_grad_()
-            values = batched(points)
+            values = many(points)
             (gradients,) = torch.autograd.grad(values.sum(), points)
         return values.detach(), gradients
 

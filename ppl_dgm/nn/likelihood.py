@@ -17,8 +17,8 @@ class Likelihood(nn.Module):
 
     - `categorical`: x_d ~ Categorical(softmax(features_d)), with V features for each dimension;
     - `bernoulli`: x_d ~ Bernoulli(sigmoid(features_d));
-    - `gaussian`: x_d ~ Normal(features_d, s_d), with one learned scale s_d for each dimension, at least `floor`, so that no dimension
-      that is constant in the data sends the density to infinity.
+    - `gaussian`: x_d ~ Normal(features_d, s_d), with one learned scale s_d for each dimension, at least
+      `floor`, so that no dimension that is constant in the data sends the density to infinity.
 
     Arguments:
         name: one of `LIKELIHOODS`.
@@ -39,11 +39,18 @@ class Likelihood(nn.Module):
         if name not in LIKELIHOODS:
             raise ProgramError(f"likelihood {name!r} is unknown; choose one of {', '.join(LIKELIHOODS)}.")
         if name == "categorical" and (values is None or values < 2):
-            raise ProgramError(f"likelihood 'categorical' needs values, the number of categories (at least 2), but values is {values!r}.")
+            raise ProgramError(
+                f"likelihood 'categorical' needs values, the number of categories (at least 2), "
+                f"but values is {values!r}."
+            )
         if name != "categorical" and values is not None and not (name == "bernoulli" and values == 2):
-            raise ProgramError(f"likelihood {name!r} has no number of values, but values is {values!r}; leave it out.")
+            raise ProgramError(
+                f"likelihood {name!r} has no number of values, but values is {values!r}; leave it out."
+            )
         if floor <= 0:
-            raise ProgramError(f"floor, the smallest standard deviation of the gaussian likelihood, must be positive, but it is {floor!r}.")
+            raise ProgramError(
+                f"floor, the gaussian's smallest standard deviation, is {floor!r}; make it positive."
+            )
         self.name, self.observed, self.values, self.floor = name, observed, values, floor
         self.features = observed * (values or 1) if name == "categorical" else observed
         if name == "gaussian":
@@ -61,7 +68,7 @@ class Likelihood(nn.Module):
         return self.floor + nn.functional.softplus(self.free_scale)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
-        """The distribution of x for features [batch, features]; its batch shape is [batch], its event shape [D]."""
+        """The distribution of x for features [batch, features]: batch shape [batch], event shape [D]."""
         if self.name == "categorical":
             return dist.Categorical(logits=features.unflatten(-1, (self.observed, -1))).to_event(1)
         if self.name == "bernoulli":
@@ -69,7 +76,7 @@ class Likelihood(nn.Module):
         return dist.Normal(features, self.scale).to_event(1)
 
     def scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """x as an encoder likes it: categories and bits mapped affinely onto [-1, 1], real numbers as they are, [batch, D]."""
+        """x for an encoder, [batch, D]: categories and bits mapped onto [-1, 1], real numbers as they are."""
         x = x.to(dtype)
         return x if self.name == "gaussian" else x * (2.0 / ((self.values or 2) - 1)) - 1.0
 

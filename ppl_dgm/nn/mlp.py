@@ -27,7 +27,7 @@ def mlp(
     dropout: float = 0.0,
     norm: str | None = None,
 ) -> nn.Sequential:
-    """A fully connected network: for each hidden layer linear, normalisation, activation, dropout; a linear layer last.
+    """A fully connected network: hidden layers of linear, norm, activation and dropout, then a linear layer.
 
     Arguments:
         inputs, outputs: sizes of the first and of the last layer.
@@ -56,7 +56,9 @@ def mlp(
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ProgramError(f"mlp: a layer has {size!r} units; give sizes as positive whole numbers.")
     if activation not in ACTIVATIONS:
-        raise ProgramError(f"mlp: activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+        raise ProgramError(
+            f"mlp: activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}."
+        )
     if norm is not None and norm not in _NORMS:
         raise ProgramError(f"mlp: norm {norm!r} is unknown; choose 'layer', 'batch' or None.")
     if not 0.0 <= dropout < 1.0:

@@ -74,7 +74,7 @@ class HistogramQuantile(TransformModule):
 
     def _call(self, z: Tensor) -> Tensor:
         _, p, below, above = self._tables()  # [D, V] each
-        left, right = torch.special.ndtr(z), torch.special.ndtr(-z)  # [..., D]
+        left, right = _tail(-z), _tail(z)  # [..., D]
         with torch.no_grad():
             from_left = (left.unsqueeze(-1) >= below + p).sum(-1)
             from_right = self.values - 1 - (right.unsqueeze(-1) >= above + p).sum(-1)
@@ -116,3 +116,8 @@ class HistogramQuantile(TransformModule):
         rows = cell + self.values * torch.arange(self.dimensions, device=cell.device)
         found = nn.functional.embedding(rows, torch.stack(tables, -1).flatten(0, 1))  # [..., D, tables]
         return found.unbind(-1)
+
+
+def _tail(z: Tensor) -> Tensor:
+    """Phi(-z); torch's `special.ndtr` loses the lower tail in float32."""
+    return 0.5 * torch.erfc(z * math.sqrt(0.5))

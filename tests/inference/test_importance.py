@@ -1,4 +1,4 @@
-"""Importance weighting against evidences in closed form: bounds below, limits, unbiasedness, shapes, refusals."""
+"""Importance weighting against evidences in closed form: bounds, limits, unbiasedness, shapes, refusals."""
 
 import math
 
@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles.linear_gaussian import LinearGaussian
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 import ppl_dgm as dgm
+from oracles.linear_gaussian import LinearGaussian
 from ppl_dgm.inference.weighing import LogMean
 
 X = torch.tensor([[0.5, -1.0, 0.3, 1.2], [1.0, 2.0, -0.5, 0.0], [-2.0, 0.4, 0.0, 1.0]])
@@ -97,7 +97,9 @@ def test_shared_latent_site_gives_one_value() -> None:
 
 def test_shared_mean_from_guide_and_from_prior() -> None:
     x = torch.tensor([0.5, 1.0, -0.3])
-    exact = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + torch.ones(3, 3)).log_prob(x)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + torch.ones(3, 3)).log_prob(
+        x
+    )
 
     def model(x: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -107,7 +109,10 @@ def test_shared_mean_from_guide_and_from_prior() -> None:
     def guide(x: Tensor) -> None:
         pyro.sample("mean", dist.Normal(x.sum() / 4 + 0.1, 0.6))
 
-    for options in ({"method": dgm.ImportanceWeighted(draws=20_000), "guide": guide}, {"method": dgm.SimpleMonteCarlo(draws=20_000)}):
+    for options in (
+        {"method": dgm.ImportanceWeighted(draws=20_000), "guide": guide},
+        {"method": dgm.SimpleMonteCarlo(draws=20_000)},
+    ):
         score = dgm.score(model, x, **options, seed=0)
         assert score.value.shape == ()
         assert abs(float(score.value - exact)) < 4 * float(score.stderr) < 0.1
@@ -131,9 +136,10 @@ def test_chunks_bound_the_rows_of_a_pass_and_lose_no_draw(chunk: int | None) -> 
     posterior = dgm.infer(program, X, method=dgm.Importance(draws=10, chunk=chunk), seed=0)
     assert posterior.draws["z"].shape == (1, 10, 3, 2)
     assert posterior.log_weights.shape == (10, 3)
-    assert max(program.seen[1:]) <= max(chunk or 1000, 1)
-    assert sum(program.seen[1:]) == 30
-    # each draw lies beside its own example's weight: the exact guide's weights are the evidence of that example
+    # the first two passes are trials: the observations as they are, and two rows
+    assert max(program.seen[2:]) <= max(chunk or 1000, 1)
+    assert sum(program.seen[2:]) == 30
+    # each draw lies beside its own example's weight: under the exact guide that example's evidence
     torch.testing.assert_close(posterior.log_weights, program.evidence(X).expand(10, 3), atol=1e-4, rtol=0)
     z = posterior.draws["z"][0]  # [draw, example, latent]
     assert z.std(0).min() > 0.05
@@ -200,7 +206,9 @@ def test_weighted_posterior_and_evidence() -> None:
     posterior = dgm.infer(program, X, method=dgm.Importance(draws=20_000), seed=0)
     torch.testing.assert_close(posterior.mean("z"), program.exact_posterior(X).mean, atol=0.03, rtol=0)
     assert posterior.log_evidence.kind == "estimate"
-    assert ((posterior.log_evidence.value - program.evidence(X)).abs() < 4 * posterior.log_evidence.stderr).all()
+    assert (
+        (posterior.log_evidence.value - program.evidence(X)).abs() < 4 * posterior.log_evidence.stderr
+    ).all()
 
 
 def test_autoguide_draws_lie_where_the_sites_do() -> None:
@@ -260,7 +268,7 @@ def test_impossible_observation_has_zero_density() -> None:
     assert score.value.tolist() == [0.0, -math.inf]
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def no_site(x: Tensor) -> None:
@@ -280,7 +288,11 @@ def observed_site(x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("guide", "words"),
-    [(no_site, "does not draw the latent site 'p'"), (extra_site, "'q', which the model does not have"), (observed_site, "'x', which the model observes")],
+    [
+        (no_site, "does not draw the latent site 'p'"),
+        (extra_site, "'q', which the model does not have"),
+        (observed_site, "'x', which the model observes"),
+    ],
 )
 @pytest.mark.parametrize("method", ["importance-weighted", "elbo", "amortised"])
 def test_guide_that_does_not_match_is_named(guide: object, words: str, method: str) -> None:

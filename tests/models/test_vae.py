@@ -20,7 +20,14 @@ def data(likelihood: str, n: int = 6, observed: int = 5) -> Tensor:
 
 
 def small(likelihood: str = "categorical", **options: object) -> VAE:
-    return VAE(observed=5, values=4 if likelihood == "categorical" else None, latent=2, hidden=8, likelihood=likelihood, **options)
+    return VAE(
+        observed=5,
+        values=4 if likelihood == "categorical" else None,
+        latent=2,
+        hidden=8,
+        likelihood=likelihood,
+        **options,
+    )
 
 
 def linear_twin() -> tuple[VAE, MultivariateNormal]:
@@ -30,7 +37,7 @@ def linear_twin() -> tuple[VAE, MultivariateNormal]:
         vae.decoder[0].weight.normal_()
         vae.likelihood.free_scale.uniform_(-0.5, 0.5)
         weight, bias, scale = vae.decoder[0].weight, vae.decoder[0].bias, vae.likelihood.scale
-        # the encoder's best factorised Gaussian: the exact posterior's mean and the inverse of its precision's diagonal
+        # the best factorised Gaussian: the exact posterior's mean, variances 1 / diagonal of the precision
         precision = torch.eye(2) + weight.T @ torch.diag(scale**-2) @ weight
         gain = torch.linalg.solve(precision, weight.T / scale**2)
         vae.encoder[0].weight.copy_(torch.cat([gain, torch.zeros(2, 5)]))
@@ -45,7 +52,9 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     copies = x.repeat_interleave(1000, 0)
     before = torch.full((3,), -math.inf)
     for draws in (1, 5, 50):
-        values = dgm.score(vae, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws).value.view(3, 1000)
+        values = dgm.score(vae, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws).value.view(
+            3, 1000
+        )
         error = values.std(1) / math.sqrt(1000)
         assert (values.mean(1) < exact + 4 * error).all()
         assert (values.mean(1) > before - 4 * error).all()
@@ -53,7 +62,9 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     tight = dgm.score(vae, x, method=dgm.ImportanceWeighted(draws=20_000), seed=0)
     assert ((tight.value - exact).abs() < 4 * tight.stderr).all()
     # the optimal factorised guide loses 1/2 (sum of log precisions - log det precision), for every x
-    precision = torch.eye(2) + vae.decoder[0].weight.T @ torch.diag(vae.likelihood.scale**-2) @ vae.decoder[0].weight
+    precision = (
+        torch.eye(2) + vae.decoder[0].weight.T @ torch.diag(vae.likelihood.scale**-2) @ vae.decoder[0].weight
+    )
     gap = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     elbo = dgm.score(vae, x, method=dgm.ELBO(draws=20_000), seed=0)
     assert ((elbo.value - (exact - gap)).abs() < 4 * elbo.stderr + 1e-4).all()
@@ -108,7 +119,10 @@ def test_encoder_sees_categories_on_a_symmetric_interval() -> None:
     part = Likelihood("categorical", observed=3, values=17)
     scaled = part.scaled(torch.tensor([0, 8, 16]), torch.float32)
     assert scaled.tolist() == [-1.0, 0.0, 1.0]
-    assert Likelihood("bernoulli", observed=2).scaled(torch.tensor([0, 1]), torch.float32).tolist() == [-1.0, 1.0]
+    assert Likelihood("bernoulli", observed=2).scaled(torch.tensor([0, 1]), torch.float32).tolist() == [
+        -1.0,
+        1.0,
+    ]
 
 
 def test_constant_column_does_not_break_the_gaussian_likelihood() -> None:

@@ -1,4 +1,4 @@
-"""A linear Gaussian model whose evidence and posterior are Gaussians in closed form, as a program with a chosen guide."""
+"""A linear Gaussian program whose evidence and posterior are known in closed form."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from ppl_dgm import Program
 
 
 class LinearGaussian(Program):
-    """z ~ N(0, I), x = W z + b + N(0, s^2), with the exact posterior as its guide, or a deliberately wrong factorised one."""
+    """z ~ N(0, I), x = W z + b + N(0, s^2); its guide is the exact posterior, or a wrong factorised one."""
 
     def __init__(self, observed: int = 4, latent: int = 2, exact: bool = False, seed: int = 0) -> None:
         super().__init__()
