@@ -33,7 +33,7 @@ PROGRAMS: dict[str, tuple[dict[str, Any], int | None]] = {
     "TopDownVAE": (GREY, None),
     "VAE": ({**GREY, "latent": 16}, None),
     "RBM": ({"observed": 64, "hidden": 16}, 8),
-    "MixtureOfCategoricals": ({**GREY, "components": 10}, None),
+    "MixtureOfCategoricals": ({**GREY, "components": 30, "pseudo_count": 1.0, "prior": "marginal"}, None),
     "MixtureOfGaussians": ({"observed": 64, "components": 10}, None),
     "Circuit": (GREY, None),
 }

@@ -34,8 +34,9 @@ class Denoising(GradientLearner):
     Source: Ho, Jain and Abbeel (2020), algorithm 1.
     """
 
-    epochs: int = 250
+    epochs: int = 120
     batch_size: int | None = 128
+    lr: float = 2e-3
     schedule: str = "cosine"
     average: float | None = 0.995
     patience: int | None = 60
@@ -59,8 +60,8 @@ class Denoising(GradientLearner):
     def prepare(self, program: Program, batch: tuple) -> Program:
         if not hasattr(program, "denoising_loss"):
             raise TaskUnavailable(
-                f"{program.name!r} has no denoising_loss(x, weighting), which diffusion models have; learn it "
-                "with method='svi'."
+                f"{program.name!r} has no denoising_loss(x, weighting), which diffusion models have; learn "
+                "it with method='svi'."
             )
         with torch.no_grad():
             program.denoising_loss(batch[0], self.weighting)

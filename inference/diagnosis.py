@@ -21,14 +21,17 @@ _NAMED = 3  # elements that a sentence names; the rest are counted
 def diagnose(posterior: Posterior) -> list[str]:
     """Look for the known signs that draws do not stand for the posterior.
 
-    For draws of a sampler: NaN, chains that never move, rank-normalised split R-hat above 1.01, bulk or tail effective sample size below 100
-    per chain, divergences, trajectories cut short, low energy fraction (BFMI below 0.3). For weighted draws: the Pareto shape of the largest
-    weights (above min(0.7, 1 - 1 / log10 S) the average is dominated by draws not yet seen) and their effective sample size.
+    For draws of a sampler: NaN, chains that never move, rank-normalised split R-hat above 1.01, bulk or tail
+    effective sample size below 100 per chain, divergences, trajectories cut short, low energy fraction (BFMI
+    below 0.3). For weighted draws: the Pareto shape of the largest weights (above min(0.7, 1 - 1 / log10 S)
+    the average is dominated by draws not yet seen) and their effective sample size.
 
     Returns:
-        One sentence for each finding, with the remedy; empty when nothing was found, which is no proof that all is well.
+        One sentence for each finding, with the remedy; empty when nothing was found, which is no proof that
+        all is well.
 
-    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021); Vehtari, Simpson, Gelman, Yao and Gabry (2024); Betancourt (2017).
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021); Vehtari, Simpson, Gelman, Yao and Gabry
+    (2024); Betancourt (2017).
     """
     found = _not_finite(posterior)
     if found:
@@ -40,14 +43,21 @@ def diagnose(posterior: Posterior) -> list[str]:
     return found + _energy(posterior.stats) + _divergences(posterior.stats) + _cut_short(posterior.stats)
 
 
-# -- draws of chains ---------------------------------------------------------------------------------------------------
+# -- draws of chains -----------------------------------------------------------------------------------------
 
 
 def _not_finite(posterior: Posterior) -> list[str]:
-    bad = [name for name, draws in posterior.draws.items() if draws.is_floating_point() and bool(draws.isnan().any())]
+    bad = [
+        name
+        for name, draws in posterior.draws.items()
+        if draws.is_floating_point() and bool(draws.isnan().any())
+    ]
     if not bad:
         return []
-    return [f"{_listed(bad)} {_has(bad)} draws that are NaN; look for a site whose density is NaN with dgm.check, and for divisions by zero."]
+    return [
+        f"{_listed(bad)} {_has(bad)} draws that are NaN; look for a site whose density is NaN with "
+        "dgm.check, and for divisions by zero."
+    ]
 
 
 def _stuck(posterior: Posterior) -> list[str]:
@@ -55,24 +65,34 @@ def _stuck(posterior: Posterior) -> list[str]:
     for name, draws in posterior.draws.items():
         if draws.shape[1] > 1:
             still = (draws == draws[:, :1]).all(1)  # [chain, *shape]
-            stuck += [f"{_element(name, index[1:])} in chain {index[0]}" for index in still.nonzero().tolist()]
+            stuck += [
+                f"{_element(name, index[1:])} in chain {index[0]}" for index in still.nonzero().tolist()
+            ]
     if not stuck:
         return []
-    return [f"The draws never move for {_listed(stuck)}; the step size is wrong or the start was stuck: use a longer warmup or another seed."]
+    return [
+        f"The draws never move for {_listed(stuck)}; the step size is wrong or the start was stuck: use a "
+        "longer warmup or another seed."
+    ]
 
 
 def _mixing(posterior: Posterior) -> list[str]:
     chains, draws = next(iter(posterior.draws.values())).shape[:2]
     if draws < 4:
-        return [f"There are only {draws} draws in each chain, too few for any diagnosis; ask for at least {_ESS_PER_CHAIN}."]
+        return [
+            f"There are only {draws} draws in each chain, too few for any diagnosis; ask for at least "
+            f"{_ESS_PER_CHAIN}."
+        ]
     table = _table(posterior)
     found = []
     r_hat = table["r_hat"][table["r_hat"] > _R_HAT].sort_values(ascending=False)
     if len(r_hat):
         worst = [f"{name} ({value:.3f})" for name, value in r_hat.items()]
         found.append(
-            f"The {'chains' if chains > 1 else 'halves of the chain'} disagree: rank-normalised R-hat exceeds {_R_HAT} for {_listed(worst)}; "
-            "use a longer warmup and more draws, and if it persists look for several modes or rewrite the program (non-centred, "
+            f"The {'chains' if chains > 1 else 'halves of the chain'} disagree: rank-normalised R-hat "
+            f"exceeds {_R_HAT} for {_listed(worst)}; "
+            "use a longer warmup and more draws, and if it persists look for several modes or rewrite the "
+            "program (non-centred, "
             "identified parameters)."
         )
     for column, what in (("ess_bulk", "centre"), ("ess_tail", "tails")):
@@ -80,21 +100,25 @@ def _mixing(posterior: Posterior) -> list[str]:
         if len(short):
             worst = [f"{name} ({value:.0f})" for name, value in short.items()]
             found.append(
-                f"Too few effective draws for the {what}: {column.replace('_', ' ')} is below {_ESS_PER_CHAIN * chains} "
-                f"({_ESS_PER_CHAIN} per chain) for {_listed(worst)}; take more draws, or rewrite the program so that its sites are less "
+                f"Too few effective draws for the {what}: {column.replace('_', ' ')} is below "
+                f"{_ESS_PER_CHAIN * chains} "
+                f"({_ESS_PER_CHAIN} per chain) for {_listed(worst)}; take more draws, or rewrite the "
+                "program so that its sites are less "
                 "dependent."
             )
     return found
 
 
 def _table(posterior: Posterior) -> Any:
-    """ArviZ's rank R-hat, bulk and tail ESS, one row per element; those of constant elements are NaN and never flagged."""
+    """ArviZ's rank R-hat, bulk and tail ESS, one row per element; those of constant elements are NaN and
+    never flagged.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # divisions by the zero variance of constant elements
         return posterior.summary(kind="diagnostics", round_to="none").astype(float)
 
 
-# -- statistics of the sampler -----------------------------------------------------------------------------------------
+# -- statistics of the sampler -------------------------------------------------------------------------------
 
 
 def _energy(stats: dict[str, Tensor]) -> list[str]:
@@ -107,7 +131,8 @@ def _energy(stats: dict[str, Tensor]) -> list[str]:
         return []
     worst = [f"chain {chain} ({float(fraction[chain]):.2f})" for chain in low]
     return [
-        f"The energy changes too little from draw to draw: BFMI is below {_BFMI} in {_listed(worst)}, so heavy tails or funnels are explored "
+        f"The energy changes too little from draw to draw: BFMI is below {_BFMI} in {_listed(worst)}, so "
+        "heavy tails or funnels are explored "
         "slowly; use a non-centred parameterisation."
     ]
 
@@ -119,7 +144,8 @@ def _divergences(stats: dict[str, Tensor]) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} of {total} draws ({100 * count / total:.1f} %) ended in a divergence, so a region of high curvature is missing from the draws; "
+        f"{count} of {total} draws ({100 * count / total:.1f} %) ended in a divergence, so a region of high "
+        "curvature is missing from the draws; "
         "use a non-centred parameterisation, or a target_accept nearer to 1 (0.95, say)."
     ]
 
@@ -131,12 +157,13 @@ def _cut_short(stats: dict[str, Tensor]) -> list[str]:
     if not count:
         return []
     return [
-        f"{count} of {total} draws ({100 * count / total:.1f} %) used the longest trajectory allowed; the draws are valid but costly: raise "
+        f"{count} of {total} draws ({100 * count / total:.1f} %) used the longest trajectory allowed; the "
+        "draws are valid but costly: raise "
         "max_tree_depth, scale the parameters alike, or use dense=True."
     ]
 
 
-# -- weighted draws ----------------------------------------------------------------------------------------------------
+# -- weighted draws ------------------------------------------------------------------------------------------
 
 
 def _weights(log_weights: Tensor) -> list[str]:
@@ -145,20 +172,26 @@ def _weights(log_weights: Tensor) -> list[str]:
     where = "the weights" if log_weights.dim() == 1 else "the weights of {} of {} observations"
     found = []
     if not bool(table.isfinite().any(0).all()):
-        return ["Every weight of some observation is zero; the guide proposes only points of no density: check its support."]
+        return [
+            "Every weight of some observation is zero; the guide proposes only points of no density: check "
+            "its support."
+        ]
     shape = torch.tensor([pareto_k(column) for column in table.T])
     limit = min(0.7, 1 - 1 / math.log10(draws)) if draws > 10 else 0.0
     heavy = shape > limit
     if bool(heavy.any()):
         found.append(
-            f"The largest of {where.format(int(heavy.sum()), batch)} have a heavy tail (Pareto k up to {float(shape.max()):.2f}, reliable below "
-            f"{limit:.2f}), so the average rests on draws not yet seen; use a guide nearer to the posterior, or a sampler."
+            f"The largest of {where.format(int(heavy.sum()), batch)} have a heavy tail (Pareto k up to "
+            f"{float(shape.max()):.2f}, reliable below "
+            f"{limit:.2f}), so the average rests on draws not yet seen; use a guide nearer to the "
+            "posterior, or a sampler."
         )
     effective = 1 / torch.softmax(table, 0).square().sum(0)
     few = effective < _ESS_PER_CHAIN
     if bool(few.any()):
         found.append(
-            f"The effective sample size of {where.format(int(few.sum()), batch)} is down to {float(effective.min()):.1f} of {draws} draws; take "
+            f"The effective sample size of {where.format(int(few.sum()), batch)} is down to "
+            f"{float(effective.min()):.1f} of {draws} draws; take "
             "more draws, or learn a better guide first."
         )
     return found
@@ -171,8 +204,8 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: [draw] unnormalised, in nats.
 
     Returns:
-        k; below 0.5 the weights have a finite variance, above 0.7 averages over them are unreliable. Infinite with fewer than 25 draws, which
-        have no tail to fit; minus infinity when all weights are equal.
+        k; below 0.5 the weights have a finite variance, above 0.7 averages over them are unreliable. Infinite
+        with fewer than 25 draws, which have no tail to fit; minus infinity when all weights are equal.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
     """
@@ -189,7 +222,7 @@ def pareto_k(log_weights: Tensor) -> float:
     return float((len(excess) * k + 5) / (len(excess) + 10))  # the weak prior of the source, towards 0.5
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- words ---------------------------------------------------------------------------------------------------
 
 
 def _element(name: str, index: list[int]) -> str:

@@ -38,7 +38,7 @@ class SVI(GradientLearner):
     a program with global latent sites stays unbiased.
 
     Arguments:
-        elbo: "trace" (any guide), "mean_field" (analytic KL; the guide must factorise like the model), "enum" (discrete sites summed out),
+        elbo: "trace" (any guide; without one the latent sites, if discrete, are summed out), "mean_field" (analytic KL; the guide must factorise like the model), "enum" (discrete sites summed out),
             "graph" (Rao-Blackwellised score function), "renyi" (importance weighted, `particles` draws), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
         kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
@@ -78,7 +78,8 @@ class SVI(GradientLearner):
     def prepare(self, program: Program, batch: tuple) -> Program:
         if not program.has_guide and self.elbo != "enum":
             trace = checked_run(program, batch)
-            if latent_sites(trace):
+            latent = latent_sites(trace)
+            if not all(node["fn"].has_enumerate_support for node in latent.values()):
                 program = as_program(program, self.guide or "AutoNormal")
         with program.running():
             trace = checked_run(program, batch, program.run_guide if program.has_guide else None)
@@ -115,7 +116,8 @@ class _NegativeELBO:
         self.kl_weight = kl_weight
         self.weight: Tensor | None = None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
         self.live = [] if self.weight is None else [self.weight]
-        self.elbo = options.elbo if isinstance(options.elbo, ELBO) else _elbo(options.elbo, options.particles)
+        name = "enum" if options.elbo == "trace" and not program.has_guide else options.elbo  # without a guide all is summed out
+        self.elbo = name if isinstance(name, ELBO) else _elbo(name, options.particles)
         story = config_enumerate(program.run_model, "parallel") if isinstance(self.elbo, TraceEnum_ELBO) else program.run_model
         self.model = self._scaled(story, total)
         self.guide = self._scaled(program.run_guide, total) if program.has_guide else _empty_guide

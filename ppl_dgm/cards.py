@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .program import Answer, Program, as_program
+from .randomness import seeded
 from .registry import resolve
 from .tasks import evaluating, infer, sample, score
 from .text import table
@@ -116,7 +117,7 @@ def _general(program: Program, task: str, args: tuple, kwargs: dict) -> Answer:
         method = program.default_method("learn")
         return Answer("approximate", getattr(resolve(method), "aim", "its own learner") if method else "ELBO by SVI", None, None)
     try:
-        with torch.no_grad(), program.running(), evaluating(program):
+        with torch.no_grad(), seeded(0), program.running(), evaluating(program):
             latent = latent_sites(poutine.trace(program.run_model).get_trace(*args, **kwargs))
     except Exception:  # the program needs arguments that it was not given; the card says what it can without running it
         return Answer("unavailable", "give the model's arguments to find out", None, None)

@@ -374,4 +374,4 @@ def _nonfinite_site(trace: Any) -> str | None:
 
 
 def _first_bad(value: Tensor) -> str:
-    return f"{float(value[~value.isfinite()].flatten()[0])}"
+    return f"{float(value.detach()[~value.isfinite()].flatten()[0])}"

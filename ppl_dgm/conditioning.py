@@ -64,20 +64,15 @@ def check_given(story: Callable, given: dict[str, Tensor], args: tuple, kwargs: 
         TaskUnavailable: a given site depends on sites that are not given.
     """
     fixed = poutine.condition(story, given)
-    traces = [poutine.trace(fixed).get_trace(*args, **kwargs) for _ in range(_RUNS)]
-    for name, value in given.items():
-        node = traces[0].nodes[name]
-        if node["infer"].get("_deterministic"):
-            raise ProgramError(f"given: site {name!r} is computed from other sites; give those.")
-        if not bool(node["fn"].support.check(value).all()):
-            raise ProgramError(f"given: the value of site {name!r} lies outside its support, {node['fn'].support}.")
+    with pyro.validation_enabled(False), _Examining(given):
+        traces = [poutine.trace(fixed).get_trace(*args, **kwargs) for _ in range(_RUNS)]
+    for name, ancestors in _ancestors(fixed, given, args, kwargs).items():
+        if ancestors:
+            raise _refusal(name, " and ".join(f"site {ancestor!r}" for ancestor in sorted(ancestors)) + ", which is not given")
     for name in given:
         found = [_log_prob(trace, name) for trace in traces]
         if any(other is None or not torch.allclose(found[0], other, equal_nan=True) for other in found):  # type: ignore[arg-type]
             raise _refusal(name, "sites that are not given")
-    for name, ancestors in _ancestors(fixed, given, args, kwargs).items():
-        if ancestors:
-            raise _refusal(name, ", ".join(map(repr, sorted(ancestors))))
 
 
 def _refusal(name: str, ancestors: str) -> TaskUnavailable:
@@ -90,6 +85,21 @@ def _refusal(name: str, ancestors: str) -> TaskUnavailable:
 def _log_prob(trace: Any, name: str) -> Tensor | None:
     node = trace.nodes.get(name)
     return None if node is None else node["fn"].log_prob(node["value"])
+
+
+class _Examining(Messenger):
+    """Refuses a given value at its site, before anything is computed from it."""
+
+    def __init__(self, given: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.given = given
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.given and msg["infer"].get("_deterministic"):
+            raise ProgramError(f"given: site {name!r} is computed from other sites; give those.")
+        if name in self.given and not bool(msg["fn"].support.check(msg["value"]).all()):
+            raise ProgramError(f"given: the value of site {name!r} lies outside its support, {msg['fn'].support}; give one inside it.")
 
 
 class _Tagging(Messenger):

@@ -54,7 +54,7 @@ class _OwnParameters(Messenger):
             msg["value"], msg["done"] = initial, True
             return
         key = _key(name)
-        holder = next((m for m in self.owner.modules() if isinstance(m, Program) and key in m.free_parameters), None)
+        holder = next((m for m in self.owner.modules() if isinstance(m, Program) and key in _free(m)), None)
         if holder is None:
             if _is_pyro_param(self.owner, name):
                 msg["owned"] = True  # a program that runs around this one must not take it for its own
@@ -67,11 +67,11 @@ class _OwnParameters(Messenger):
             constraint = msg["kwargs"].get("constraint", constraints.real)
             start = initial() if callable(initial) else initial
             with torch.no_grad():
-                holder.free_parameters[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
+                _free(holder)[key] = nn.Parameter(transform_to(constraint).inv(start.detach()).clone())
         if initial is not None:
             holder.constraints[key] = msg["kwargs"].get("constraint", constraints.real)
-        value = transform_to(holder.constraints.get(key, constraints.real))(holder.free_parameters[key])
-        value.unconstrained = weakref.ref(holder.free_parameters[key])
+        value = transform_to(holder.constraints.get(key, constraints.real))(_free(holder)[key])
+        value.unconstrained = weakref.ref(_free(holder)[key])
         msg["value"], msg["done"] = value, True
 
     def _adopt(self, name: str, parameter: nn.Parameter | None, constraint: constraints.Constraint = constraints.real) -> None:
@@ -85,9 +85,14 @@ class _OwnParameters(Messenger):
         if key in owner.loaded:
             owner.loaded.discard(key)
             with torch.no_grad():
-                parameter.copy_(owner.free_parameters[key])
-        owner.free_parameters[key], owner.constraints[key] = parameter, constraint
+                parameter.copy_(_free(owner)[key])
+        _free(owner)[key], owner.constraints[key] = parameter, constraint
         self.known.add(id(parameter))
+
+
+def _free(program: "Program") -> nn.ParameterDict:
+    """`program.free_parameters` without the `pyro.module` statement that reading a module's attribute makes while it runs."""
+    return program._modules["free_parameters"]  # type: ignore[return-value]
 
 
 def _key(name: str) -> str:
@@ -300,11 +305,9 @@ def as_program(program: Any, guide: Any = None) -> Program:
 
 def _with_guide(program: Program, guide: Any) -> Program:
     """The same program, with its own parameters, under another guide."""
-    if isinstance(program, FunctionProgram):
-        other = FunctionProgram(program._model, guide, program.name)
-        other.free_parameters, other.constraints, other.loaded = program.free_parameters, program.constraints, program.loaded
-    else:
-        other = FunctionProgram(program.run_model, guide, program.name)
+    story = program._model if isinstance(program, FunctionProgram) else program.run_model
+    other = FunctionProgram(story, guide, program.name)
+    other.free_parameters, other.constraints, other.loaded = program.free_parameters, program.constraints, program.loaded
     other._draws_n = program.draws_n
     for attribute in ("site", "observed", "support", "values", "allows_missing"):
         setattr(other, attribute, getattr(program, attribute))

@@ -70,7 +70,7 @@ class Score:
 
     def mean(self) -> Mean:
         """The average over examples, with its standard error over examples (sampling of the data, not Monte Carlo)."""
-        value = self.value.double().flatten()
+        value = self.value.detach().double().flatten()
         spread = float(value.std() / math.sqrt(value.numel())) if value.numel() > 1 else math.nan
         return Mean(float(value.mean()), spread, self.kind)
 

@@ -93,7 +93,8 @@ def score(
         method = method or program.default_method("score")
         if method is None and hasattr(program, "log_density"):
             return program.log_density(*args, **kwargs)
-        result = resolve(method or _scoring(program, args, kwargs)).run(program, *args, **kwargs)
+        algorithm = resolve(method or _scoring(program, args, kwargs))
+        result = getattr(algorithm, "evidence", algorithm.run)(program, *args, **kwargs)  # the evidence alone, where that is cheaper
     if isinstance(result, Posterior):
         if result.log_evidence is None:
             raise TaskUnavailable(f"{result.how} gives a posterior but no evidence; try method='importance-weighted' with a guide.")

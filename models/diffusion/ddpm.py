@@ -36,7 +36,7 @@ class DiffusionChain(Program):
         steps: T.
         hidden: units of each layer of the network.
         schedule: "log-snr", "cosine" or "linear"; see `signal_fraction`. "log-snr" starts where the noise is
-            0.4 of a grey level.
+            one grey level; finer detail is left to p(x | z_1).
         denoiser: "levels" (eps-hat from a posterior over grey levels, which is also p(x | z_1)) or "noise"
             (eps-hat straight from the network and p(x | z_1) a normal variable over the levels' cells, as
             published). The first scores far better on few data.
@@ -66,12 +66,12 @@ class DiffusionChain(Program):
         self,
         observed: int,
         values: int,
-        steps: int = 100,
-        hidden: int = 256,
+        steps: int = 200,
+        hidden: int = 192,
         schedule: str = "log-snr",
         denoiser: str = "levels",
         variance: str = "posterior",
-        blocks: int = 2,
+        blocks: int = 3,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DiffusionChain(Program):
                 )
         if not 0 <= dropout < 1:
             raise ProgramError(f"DiffusionChain: dropout is {dropout!r}; it must be a probability in [0, 1).")
-        finest = max(6.0, -2 * math.log(0.4 * 2 / (values - 1)))
+        finest = max(4.0, -2 * math.log(2 / (values - 1)))  # noise of one grey level, at most 0.14
         self.schedule = NoiseSchedule(signal_fraction(schedule, steps, largest=finest), variance)
         self.denoiser = find_denoiser(denoiser)(observed, values, self.schedule, hidden, blocks, dropout)
         self.steps = steps
@@ -98,18 +98,17 @@ class DiffusionChain(Program):
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """From pure noise back to the data, one step at a time."""
-        zero = torch.zeros(self.observed or 0, dtype=self.dtype, device=self.device)
-        with pyro.plate("data", n if x is None else len(x)) as rows:
-            z = pyro.sample(
-                f"z_{self.steps}", dist.Normal(zero, 1.0).expand([len(rows), len(zero)]).to_event(1)
-            )  # [batch, D]
+        count = n if x is None else len(x)
+        zero = torch.zeros(count, self.observed or 0, dtype=self.dtype, device=self.device)
+        with pyro.plate("data", count):
+            z = pyro.sample(f"z_{self.steps}", dist.Normal(zero, 1.0).to_event(1))  # [batch, D]
             for step in pyro.markov(range(self.steps, 1, -1)):
-                t = torch.full((len(rows),), step, device=z.device)
+                t = torch.full((count,), step, device=self.device)
                 mean = self.schedule.reverse_mean(z, t, self.denoise(z, t)[0])
                 z = pyro.sample(
                     f"z_{step - 1}", dist.Normal(mean, self.schedule.reverse_scale[step]).to_event(1)
                 )
-            features = self.denoise(z, torch.ones(len(rows), dtype=torch.long, device=z.device))[1]
+            features = self.denoise(z, torch.ones(count, dtype=torch.long, device=self.device))[1]
             return pyro.sample("x", self.decoder(features), obs=None if x is None else x.long())
 
     def guide(self, x: Tensor, n: int = 1) -> None:

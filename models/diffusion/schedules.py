@@ -13,7 +13,7 @@ SCHEDULES = ("log-snr", "cosine", "linear")
 VARIANCES = ("posterior", "forward")
 
 
-def signal_fraction(name: str, steps: int, largest: float = 6.0, smallest: float = -8.0) -> Tensor:
+def signal_fraction(name: str, steps: int, largest: float = 4.0, smallest: float = -7.0) -> Tensor:
     """alpha-bar_t for t = 0, ..., T: the share of the data in the variance of z_t, falling from 1 to nearly
     0.
 

@@ -152,8 +152,8 @@ class RBM(Program):
             return start, torch.ones_like(start, dtype=torch.bool)
         if value.shape not in ((len(like),), (n, len(like))):
             raise DataError(
-                f"given {site!r} has shape {tuple(value.shape)}, expected ({len(like)},) or ({n}, {len(like)}); "
-                "mark missing units by NaN or -1."
+                f"given {site!r} has shape {tuple(value.shape)}, expected ({len(like)},) or "
+                f"({n}, {len(like)}); mark missing units by NaN or -1."
             )
         value = value.to(like.dtype).expand(n, -1)
         free = value.isnan() | (value == -1)
@@ -179,9 +179,10 @@ class RBM(Program):
         """
         if self.states > 2**_ENUMERABLE:
             return None
-        weight, small, large = self.weight, self.hidden_bias, self.bias
-        if len(large) < len(small):
-            weight, small, large = weight.T, large, small
+        layers: tuple[Tensor, Tensor, Tensor] = (self.weight, self.hidden_bias, self.bias)
+        if self.weight.shape[0] < self.weight.shape[1]:
+            layers = (self.weight.T, self.bias, self.hidden_bias)
+        weight, small, large = layers
         # weight [large, small]; the states are the binary digits of their number
         size = max(1, _NUMBERS // len(large))
         places = torch.arange(len(small), device=small.device)
@@ -202,8 +203,8 @@ class RBM(Program):
         if log_z is None:
             raise TaskUnavailable(
                 f"log Z of an RBM with {self.observed} and {self.hidden} units is a sum of more than "
-                f"2^{_ENUMERABLE} terms; dgm.score gives -F(x), log p(x) up to a constant, and dgm.learn works "
-                "with method='contrastive-divergence'."
+                f"2^{_ENUMERABLE} terms; dgm.score gives -F(x), log p(x) up to a constant, and dgm.learn "
+                "works with method='contrastive-divergence'."
             )
         return (-self.free_energy(x).double() - log_z).to(self.dtype)
 

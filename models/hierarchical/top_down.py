@@ -39,17 +39,16 @@ class TopDownVAE(Program):
         latent_1: dimensions of z1; twice `latent` unless given.
         hidden: units of each hidden layer.
         likelihood: "categorical", "bernoulli" or "gaussian"; see `VAE`.
-        depth: hidden layers of f1, of mu1 and s1, and of the decoder; 0 makes every network linear (f2 has
-            one layer, or none).
+        depth: hidden layers of f1 and of the decoder (f2 has one); 0 makes every network linear.
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
         encoder_dropout: probability of dropping an input or a hidden unit of the bottom-up pass while
             learning.
         decoder_dropout: probability of dropping a hidden unit of the decoder while learning. The network of
             z1's prior has no dropout: model and guide both run it, and must see the same prior.
+        prior_hidden: units of the one hidden layer of mu1 and s1, few since it cannot have dropout.
         floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
 
-    Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting with 512
-    draws.
+    Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting, 512 draws.
 
     Raises:
         ProgramError: likelihood and values do not go together, or a size is not positive.
@@ -74,6 +73,7 @@ class TopDownVAE(Program):
         activation: str = "leaky_relu",
         encoder_dropout: float = 0.1,
         decoder_dropout: float = 0.4,
+        prior_hidden: int = 64,
         floor: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TopDownVAE(Program):
         self.latent = latent
         self.likelihood = Likelihood(likelihood, observed, values, floor)
         # generative, shared by model and guide
-        self.prior_1 = mlp(latent, 2 * below, layers, activation)
+        self.prior_1 = mlp(latent, 2 * below, (prior_hidden,) if depth else (), activation)
         self.decoder = mlp(below, self.likelihood.features, layers, activation, decoder_dropout)
         # bottom-up
         width = hidden if depth else observed

@@ -20,6 +20,9 @@ _ENTRIES = 2**24  # entries of [rows, components, dims] held at a time, so that 
 class Mixture(Program):
     """p(x) = sum_k w_k p(x | k), w on the simplex.
 
+    There is no guide: the only latent site is summed out, by EM or by `SVI(elbo="enum")`, for which
+    `em_start(x)` gives a good start.
+
     A subclass gives `component(k)`, the distribution of one example under component k, and `maximise`, the
     M-step.
 
@@ -49,9 +52,6 @@ class Mixture(Program):
         with pyro.plate("data", n if x is None else len(x)):
             k = pyro.sample("k", dist.Categorical(logits=self.weight_logits), infer={"enumerate": "parallel"})
             return pyro.sample("x", self.component(k), obs=None if x is None else self.as_data(x))
-
-    def guide(self, x: Tensor | None = None, n: int = 1) -> None:
-        """Empty: the only latent site is summed out."""
 
     def component(self, k: Tensor) -> TorchDistributionMixin:
         """The distribution of x under component k, batch shape that of k, event shape [D]."""

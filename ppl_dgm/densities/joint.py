@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -74,6 +75,21 @@ class _Read(Messenger):
             self.unconstrained[name] = biject_to(msg["fn"].support).inv(msg["value"]).reshape(-1)
 
 
+class _Enumerate(EnumMessenger):
+    """Pyro's parallel enumeration, which after each site looks at `value.data`: vmap does not allow that."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if value is None or not isinstance(msg["fn"], TorchDistributionMixin):
+            return
+        shape = value.shape[: value.dim() - msg["fn"].event_dim]
+        ids = msg["infer"].setdefault("_dim_to_id", {})
+        ids.update(self._param_dims.get(msg["name"], {}))
+        self._value_dims[msg["name"]] = {
+            dim: id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1
+        }
+
+
 class Joint:
     """log p(x, z) + log |det J| with discrete sites summed out; each method takes z [d], or [chains, d] with `chains`."""
 
@@ -100,7 +116,7 @@ class Joint:
             return wanted if site["name"] in summed else {}
 
         first = -1 - self.layout.nesting - (chains is not None)
-        return EnumMessenger(first_available_dim=first)(poutine.infer_config(story, configure))
+        return _Enumerate(first_available_dim=first)(poutine.infer_config(story, configure))
 
     def log_joint(self, z: Tensor, chains: int | None = None) -> Tensor:
         """log p(x, z) + log |det J|, in nats."""

@@ -91,11 +91,11 @@ class Placement:
 
     # -- the picture --------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Sets the places of the nodes and the boxes of the plates."""
+    def run(self) -> dict[int, tuple[float, float]]:
+        """Sets the places of the nodes and the boxes of the plates; returns the units' places, in points."""
         if not self.units:
-            return
-        ends, starts = self._levels(self.last, ending=True), self._levels(self.first, ending=False)
+            return {}
+        ends, starts = self._levels(self.last), self._levels(self.first)
         if self.right:
             self._make_room_for_labels()
         along = self._along(ends, starts)
@@ -111,20 +111,24 @@ class Placement:
             box = (lengths[p][0], -high[p], lengths[p][1], -low[p]) if self.right else (low[p], -lengths[p][1], high[p], -lengths[p][0])
             plate.box = tuple(map(float, box))  # type: ignore[assignment]
             set_plate_label(plate)
+        places = [(float(across[i]), float(along[unit.row])) for i, unit in enumerate(self.units)]
+        return {i: (s, -a) if self.right else (a, -s) for i, (a, s) in enumerate(places)}
 
-    def _levels(self, edge_rows: list[int], ending: bool) -> list[int]:
+    def _levels(self, edge_rows: list[int]) -> list[int]:
         """How many borders a plate's border must keep clear of in its row: those of plates inside it and some that cross it."""
-        right_end = [max(self.rank[u] for u in members) for members in self.plates]
-        # inner plates first; of two that cross, the one at the right keeps the inner border at its end
-        key = [(len(self.plates[p]) if self._nests(p) else 0, -right_end[p] if ending else right_end[p], -p) for p in range(len(self.plates))]
         level = [0] * len(self.plates)
-        for p in sorted(range(len(self.plates)), key=lambda p: (len(self.plates[p]), key[p])):
-            below = [q for q in range(len(self.plates)) if level[q] and edge_rows[q] == edge_rows[p] and ((p, q) in self.nested or (p, q) in self.crossing)]
-            level[p] = 1 + max((level[q] for q in below), default=0)
+        for p in self._inner_first():
+            inner = [q for q in range(len(level)) if level[q] and edge_rows[q] == edge_rows[p] and self._meets(p, q)]
+            level[p] = 1 + max((level[q] for q in inner), default=0)
         return level
 
-    def _nests(self, p: int) -> bool:
-        return any(p in pair for pair in self.nested)
+    def _inner_first(self) -> list[int]:
+        """Plates after those inside them; of two that cross and are of one size, the one at the right first."""
+        right_end = [max(self.rank[u] for u in members) for members in self.plates]
+        return sorted(range(len(self.plates)), key=lambda p: (len(self.plates[p]), -right_end[p], -p))
+
+    def _meets(self, p: int, q: int) -> bool:
+        return (p, q) in self.nested or (p, q) in self.crossing
 
     def _make_room_for_labels(self) -> None:
         """Rows run to the right: a plate must be as long as its label."""
@@ -157,7 +161,7 @@ class Placement:
     def _ends(self, along: np.ndarray, ends: list[int], starts: list[int]) -> list[tuple[float, float]]:
         """Where each plate begins and ends along: round its nodes, and clear of the borders within it."""
         found: dict[int, tuple[float, float]] = {}
-        for p in sorted(range(len(self.plates)), key=lambda p: (max(ends[p], starts[p]), len(self.plates[p]))):
+        for p in self._inner_first():
             begin = min(along[self.units[u].row] - self.extent[u, 2] for u in self.plates[p]) - _PAD
             end = max(along[self.units[u].row] + self.extent[u, 3] for u in self.plates[p]) + _PAD
             strip = 0.0 if self.right else self.strips[p]
@@ -195,6 +199,8 @@ class Placement:
                 v = last[row]
                 both = bool(self.units[u].names) and bool(self.units[v].names)
                 program.apart(v, u, self.extent[v, 1] + self.extent[u, 0] + (_GAP if both else _BEND))
+                program.cost[u] += 0.01  # a row no wider than the edges ask for
+                program.cost[v] -= 0.01
             last[row] = u
         for p, members in enumerate(self.plates):
             left, right = min(self.rank[u] for u in members), max(self.rank[u] for u in members)

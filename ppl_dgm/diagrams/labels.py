@@ -2,12 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
-from matplotlib.font_manager import FontProperties
-from matplotlib.mathtext import MathTextParser
-
-__all__ = ["distribution", "indices", "measure", "plate_label", "thousands", "typeset"]
+__all__ = ["distribution", "indices", "plate_label", "thousands", "typeset"]
 
 GREEK = {
     *("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau").split(),
@@ -33,7 +29,8 @@ _DISTRIBUTIONS = {
 def typeset(name: str) -> str:
     r"""A name as mathematics, without the dollars: Greek letters, subscripts, words upright.
 
-    What follows the first underscore, or trailing digits, is the subscript; `z[3]` is read as `z_3`, `log_x` as log x.
+    What follows the first underscore, or trailing digits, is the subscript, unless it is a word after a word, as in
+    `wet_grass`; `z[3]` is read as `z_3`, `log_x` as log x.
 
     Example:
         >>> typeset("mu_1"), typeset("theta_kn"), typeset("z2"), typeset("log_sigma"), typeset("decoder")
@@ -45,10 +42,16 @@ def typeset(name: str) -> str:
         return rf"\mathrm{{{_escape(name)}}}"
     if parts[0] in ("log", "exp") and len(parts) > 1:
         return rf"\{parts[0]}\," + typeset("_".join(parts[1:]))
+    if _is_word(parts[0]) and any(_is_word(part) for part in parts[1:]):
+        return r"\ ".join(rf"\mathrm{{{_escape(part)}}}" for part in parts)
     base, digits = _split_digits(parts[0])
     below = [digits] if digits else []
     below += [_subscript(part) for part in parts[1:]]
     return _word(base) + (rf"_{{{','.join(below)}}}" if below else "")
+
+
+def _is_word(part: str) -> bool:
+    return len(part) > 2 and part.isalpha() and part not in GREEK and part not in _SPOKEN
 
 
 def _split_digits(word: str) -> tuple[str, str]:
@@ -86,15 +89,14 @@ def thousands(size: int) -> str:
 
 
 def plate_label(name: str, size: int | None) -> str:
-    """`n = 1, ..., 8` for a plate named by its index, `N = 8` for a capital letter, and `items x 8` for a word."""
-    if size is None:
-        return typeset(name)
+    """`n = 1, ..., 8` for a plate named by its index, `N = 8` for a capital letter, and `items x 8` for a word; no size: N."""
     if len(name) == 1 and name.islower():
-        return rf"{name} = 1" if size == 1 else rf"{name} = 1,\ldots,{thousands(size)}"
+        last = name.upper() if size is None else thousands(size)
+        return rf"{name} = 1" if size == 1 else rf"{name} = 1,\ldots,{last}"
     if len(name) == 1:
-        return rf"{typeset(name)} = {thousands(size)}"
+        return typeset(name) if size is None else rf"{typeset(name)} = {thousands(size)}"
     words = r"\ ".join(_escape(word) for word in re.split(r"[_\s]+", name) if word)
-    return rf"\mathrm{{{words}}} \times {thousands(size)}"
+    return rf"\mathrm{{{words}}} \times {'N' if size is None else thousands(size)}"
 
 
 def indices(plates: Sequence[str]) -> dict[str, str]:
@@ -136,19 +138,3 @@ def _arguments(text: str, vector: bool) -> str:
     if vector and plain[-1] == "1":
         plain[-1] = "I"
     return ", ".join(value if re.fullmatch(r"[-+\d.I]+", value) else typeset(value) for value in plain)
-
-
-@lru_cache(maxsize=8)
-def font(size: float) -> FontProperties:
-    """The font of every text in a picture: Computer Modern, which matplotlib brings along."""
-    return FontProperties(family="cmr10", size=size, math_fontfamily="cm")
-
-
-@lru_cache(maxsize=4096)
-def measure(text: str, size: float) -> tuple[float, float, float]:
-    """Width, height above and depth below the base line, in points, of mathematics without the dollars."""
-    width, height, depth, _, _ = _PARSER.parse(f"${text}$", 72 * 16, font(size))  # the parser rounds to whole dots
-    return float(width) / 16, float(height) / 16 - float(depth) / 16, float(depth) / 16
-
-
-_PARSER = MathTextParser("path")

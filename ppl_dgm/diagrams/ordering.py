@@ -21,7 +21,7 @@ class Unit:
     row: int
     plates: frozenset[str]
     width: float
-    left: bool = False  # whether it would rather stand at the left
+    pull: float = 0.0  # which side it would rather stand at: negative for the left
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Ordering:
         self.units = units
         self.rows = np.array([u.row for u in units])
         self.width = np.array([u.width for u in units])
-        self.left = np.array([i for i, u in enumerate(units) if u.left], dtype=int)
+        self.pull = np.array([u.pull for u in units])
         plates: dict[str, set[int]] = defaultdict(set)
         for i, unit in enumerate(units):
             for plate in sorted(unit.plates):
@@ -198,8 +198,7 @@ class Ordering:
             row = self.rows == self.rows[int(source)]
             between = row & (x > min(a, b)) & (x < max(a, b))
             total += weight * (3.0 * int(between.sum()) + 0.012 * abs(a - b) + 0.4 * (a > b))
-        if len(self.left):
-            total += 0.02 * float(x[self.left].sum()) / 20
+        total -= 0.002 * float(x @ self.pull)
         rank = np.empty(len(order))
         rank[order] = np.arange(len(order))
         return total + 1e-3 * float(np.abs(rank - np.arange(len(order))).sum()) / len(order)

@@ -1,7 +1,7 @@
 """Which row each node of a diagram stands in: parents above children, parameters above or beside, chains side by side."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import networkx as nx
@@ -22,12 +22,13 @@ class Rows:
     Attributes:
         row: {name: row}.
         beside: names of the parameters and inputs that stand beside what they govern, rather than above it.
+        below: names of what stands below its children.
     """
 
-    def __init__(self, row: dict[str, int], beside: set[str]) -> None:
+    def __init__(self, row: dict[str, int], beside: set[str], below: set[str]) -> None:
         lowest = min(row.values(), default=0)
         self.row = {name: value - lowest for name, value in row.items()}
-        self.beside = beside
+        self.beside, self.below = beside, below
 
 
 def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
@@ -47,10 +48,27 @@ def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
     core = [name for name in nodes if name not in loose]
     arrows = [_downward(nodes, u, v) for u, v in model if u in nodes and u not in loose]
     arrows += [(e.source, e.target) for e in edges if e.kind == "guide" and nodes[e.source].guide_only and e.source not in loose]
-    merged = _series(nodes, arrows)
+    merged = _series(nodes, arrows, model)
     row = _layers(core, arrows, merged)
     _wrap(row, core, arrows)
-    first = _first_rows(nodes, row)
+    first, last = _extents(nodes, row)
+    series = {row[name] for name in merged}
+    below = set()
+
+    def hang(name: str, governed: list[str]) -> bool:
+        """Puts what would interrupt a series, the emission's parameters, below its children."""
+        top, bottom = min(row[child] for child in governed), max(row[child] for child in governed)
+        if top - 1 not in series or top != bottom or len(governed) < 2 or top + 1 in series:
+            return False
+        if any(last[plate] > top for child in governed for plate in nodes[child].plates - nodes[name].plates):
+            return False
+        row[name] = top + 1
+        below.add(name)
+        return True
+
+    for name in core:
+        if name not in merged and name not in has_parents and children[name] and row[name] in series:
+            hang(name, children[name])
     beside = set()
     for name in nodes:
         if name not in loose:
@@ -59,6 +77,8 @@ def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
         if not governed:
             row[name] = 0
             continue
+        if not nodes[name].guide_only and hang(name, governed):
+            continue
         top = min(governed, key=lambda child: row[child])
         outside = nodes[top].plates - nodes[name].plates
         if nodes[name].guide_only or any(first[plate] < row[top] for plate in outside):
@@ -66,7 +86,7 @@ def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
             beside.add(name)
         else:
             row[name] = row[top] - 1
-    return Rows(row, beside)
+    return Rows(row, beside, below)
 
 
 def _adjacent(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -81,23 +101,27 @@ def _downward(nodes: dict[str, NodeMark], u: str, v: str) -> tuple[str, str]:
     return (v, u) if nodes[v].kind == "factor" and nodes[u].kind == "observed" else (u, v)
 
 
-def _first_rows(nodes: dict[str, NodeMark], row: dict[str, int]) -> dict[str, int]:
+def _extents(nodes: dict[str, NodeMark], row: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The first and the last row of each plate."""
     first: dict[str, int] = defaultdict(lambda: 10**9)
+    last: dict[str, int] = defaultdict(lambda: -1)
     for name, value in row.items():
         for plate in nodes[name].plates:
-            first[plate] = min(first[plate], value)
-    return first
+            first[plate], last[plate] = min(first[plate], value), max(last[plate], value)
+    return first, last
 
 
-def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]]) -> dict[str, str]:
-    """{node: first node of its series}, for Markov chains such as z_1 -> z_2 -> ... whose states have children of their own.
+def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: list[tuple[str, str]]) -> dict[str, str]:
+    """{node: first node of its series}, for Markov chains such as z_1 -> z_2 -> ... whose states have children of their own,
+    or several parents in common.
 
     They run from left to right, as time does in a textbook, if that leaves the rest of the graph downward.
     """
     joined, children = set(arrows), _adjacent(arrows)
+    parents = _adjacent((v, u) for u, v in model)
     stems: dict[tuple[str, frozenset[str]], list[str]] = defaultdict(list)
     for name, node in nodes.items():
-        found = re.fullmatch(r"(.*?)[_\[]?(\d+|[A-Za-z]([-+]\d+)?)\]?", name)
+        found = re.fullmatch(r"(.*?)[_\[]?(\d+|(?<=[_\[])[A-Za-z]([-+]\d+)?)\]?", name)
         if found and found[1] and node.kind not in ("parameter", "input", "factor"):
             stems[found[1], node.plates].append(name)
     merged: dict[str, str] = {}
@@ -105,7 +129,9 @@ def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]]) -> dict[s
         chain = [v for v in members if any((u, v) in joined or (v, u) in joined for u in members)]
         steps = sum((u, v) in joined or (v, u) in joined for u, v in zip(chain, chain[1:]))
         with_children = sum(any(child not in members for child in children[name]) for name in chain)
-        if len(chain) < 2 or steps < len(chain) - 1 or with_children < 2:
+        counts = Counter(parent for name in chain for parent in parents[name] if parent not in members)
+        shared = sum(count > 1 for count in counts.values())
+        if len(chain) < 2 or steps < len(chain) - 1 or (with_children < 2 and shared < 2):
             continue
         trial = {**merged, **dict.fromkeys(chain, chain[0])}
         graph = nx.DiGraph((trial.get(u, u), trial.get(v, v)) for u, v in arrows if trial.get(u, u) != trial.get(v, v))

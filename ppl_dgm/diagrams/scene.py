@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .labels import measure
+from .glyphs import measure
 
 __all__ = ["DOT", "EDGE", "FACTOR", "RADIUS", "Box", "Curve", "EdgeMark", "NodeMark", "PlateMark", "Scene", "Text"]
 

@@ -1,4 +1,4 @@
-"""BoundedCoupling: Pyro's affine coupling with a bounded log-scale and no memory from one call to the next."""
+"""BoundedCoupling: Pyro's affine coupling with a bounded log-scale and without memory between calls."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ class BoundedCoupling(AffineCoupling):
 
     Pyro's `AffineCoupling`, changed where it would surprise:
 
-    - its log-scale is clamped with the gradient let through, so that a saturated scale is pushed ever further out; here
-      s = bound tanh(raw / bound), which is smooth and keeps deep stacks finite;
-    - it remembers the last pair (x, y) and answers from memory whenever it sees the same tensor object again, also after
-      a training step has changed the weights, or without gradients after a call under `no_grad`; here the memory lasts from a
-      call to the log-determinant that follows it, which is what spares a second run of the network and gives both the
-      same dropout mask;
+    - its log-scale is clamped with the gradient let through, so that a saturated scale is pushed ever further
+      out; here s = bound tanh(raw / bound), which is smooth and keeps deep stacks finite;
+    - it remembers the last pair (x, y) and answers from memory whenever it sees the same tensor object again,
+      also after a training step has changed the weights, or without gradients after a call under `no_grad`;
+      here the memory lasts from a call to the log-determinant that follows it, which is what spares a second
+      run of the network and gives both the same dropout mask;
     - what it remembers cannot be copied while it hangs on a gradient graph; here a copy forgets.
 
     Arguments:
@@ -46,16 +46,21 @@ class BoundedCoupling(AffineCoupling):
 
     def __init__(self, split: int, network: nn.Module, bound: float = 2.0) -> None:
         if split < 1:
-            raise ProgramError(f"BoundedCoupling: split must be at least 1, but it is {split!r}; something must pass unchanged.")
+            raise ProgramError(
+                f"BoundedCoupling: split must be at least 1, but it is {split!r}; something must pass "
+                "unchanged."
+            )
         if not 0 < bound < 20:
-            raise ProgramError(f"BoundedCoupling: bound must lie between 0 and 20 on the log scale, but it is {bound!r}.")
+            raise ProgramError(
+                f"BoundedCoupling: bound must lie between 0 and 20 on the log scale, but it is {bound!r}."
+            )
         super().__init__(split, _Bounded(network, bound), log_scale_min_clip=-bound, log_scale_max_clip=bound)
         self._cache_size = 0
         self.forget()
 
     def forget(self) -> None:
         """Drop what the last call left for the log-determinant."""
-        self._cached_x_y: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._cached_x_y: Any = (None, None)
         self._cached_log_scale: Tensor | None = None
 
     def _call(self, x: Tensor) -> Tensor:
@@ -93,8 +98,15 @@ class _Bounded(nn.Module):
         return shift, self.bound * torch.tanh(raw / self.bound)
 
 
-def coupling_network(inputs: int, outputs: int, hidden: tuple[int, ...] = (128, 128), activation: str = "silu", dropout: float = 0.0) -> nn.Module:
-    """A network for shift and raw log-scale, [..., inputs] -> [..., 2 outputs], that starts at zero: the layer starts as the identity.
+def coupling_network(
+    inputs: int,
+    outputs: int,
+    hidden: tuple[int, ...] = (128, 128),
+    activation: str = "silu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A network for shift and raw log-scale, [..., inputs] -> [..., 2 outputs], that starts at zero: the
+    layer starts as the identity.
 
     Arguments:
         inputs, outputs: sizes of x_a and x_b.

@@ -1,4 +1,6 @@
-"""HistogramQuantile: a learned elementwise bijection from the real line to (0, V) whose pushed-forward normal is a histogram."""
+"""HistogramQuantile: a learned elementwise bijection from the real line to (0, V) whose pushed-forward normal
+is a histogram.
+"""
 
 import math
 
@@ -13,11 +15,13 @@ __all__ = ["HistogramQuantile"]
 
 
 class HistogramQuantile(TransformModule):
-    """v_d = F_d^{-1}(Phi(z_d)), where F_d is the distribution function of a histogram with V unit-width bins on (0, V).
+    """v_d = F_d^{-1}(Phi(z_d)), where F_d is the distribution function of a histogram with V unit-width bins
+    on (0, V).
 
-    If z_d ~ N(0, 1), then v_d falls into bin k = [k, k+1) with probability p_dk = softmax(logits_d)_k and is uniform within it. On data
-    dequantised by unit-width uniform noise a flow with this last step and identity layers before it is therefore exactly the
-    independent categorical model, with no loss to the dequantisation; couplings before it add the dependence. Its inverse is closed form:
+    If z_d ~ N(0, 1), then v_d falls into bin k = [k, k+1) with probability p_dk = softmax(logits_d)_k and is
+    uniform within it. On data dequantised by unit-width uniform noise a flow with this last step and identity
+    layers before it is therefore exactly the independent categorical model, with no loss to the
+    dequantisation; couplings before it add the dependence. Its inverse is closed form:
 
         z = Phi^{-1}(F(v)),   log|dv/dz| = log phi(z) - log p_k.
 
@@ -26,7 +30,8 @@ class HistogramQuantile(TransformModule):
     Arguments:
         dimensions: D.
         values: V.
-        gain: the logits are `gain` times the parameter, which lets one learning rate serve this table and the networks before it.
+        gain: the logits are `gain` times the parameter, which lets one learning rate serve this table and the
+            networks before it.
 
     Attributes:
         raw: [D, V], logits / gain; zero at first, that is F uniform.
@@ -34,11 +39,12 @@ class HistogramQuantile(TransformModule):
     Raises:
         ProgramError: a size is out of range.
 
-    Source: histogram transforms with a normal base; cf. the logit preprocessing of Dinh et al. (2017), section 4.1, which fixes F.
+    Source: histogram transforms with a normal base; cf. the logit preprocessing of Dinh et al. (2017),
+    section 4.1, which fixes F.
 
     Example:
         >>> import torch
-        >>> HistogramQuantile(1, 4)(torch.tensor([[-1.0], [0.0], [1.0]])).squeeze()
+        >>> HistogramQuantile(1, 4)(torch.tensor([[-1.0], [0.0], [1.0]])).detach().squeeze()
         tensor([0.6346, 2.0000, 3.3654])
     """
 
@@ -67,7 +73,9 @@ class HistogramQuantile(TransformModule):
 
     @torch.no_grad()
     def fit(self, x: Tensor, pseudo_count: float = 0.1) -> None:
-        """Set the bins to the frequencies in x [n, D] of categories 0 to V - 1, each with `pseudo_count` added."""
+        """Set the bins to the frequencies in x [n, D] of categories 0 to V - 1, each with `pseudo_count`
+        added.
+        """
         counts = nn.functional.one_hot(x.long(), self.values).sum(0).to(self.raw) + pseudo_count  # [D, V]
         log_p = (counts / counts.sum(-1, keepdim=True)).log()
         self.raw.copy_((log_p - log_p.mean(-1, keepdim=True)) / self.gain)

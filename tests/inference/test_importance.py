@@ -169,6 +169,28 @@ def test_plate_of_fixed_size_is_run_draw_by_draw() -> None:
     torch.testing.assert_close(score.value, dist.Normal(0.0, math.sqrt(2)).log_prob(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6, None])
+def test_covariates_written_into_the_program_stay_with_their_rows(chunk: int | None) -> None:
+    u = torch.tensor([1.0, 2.0, 3.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(u, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + u) / 2, math.sqrt(0.5)))
+
+    x = torch.tensor([0.0, 1.0, -3.0])
+    for method in (
+        dgm.ImportanceWeighted(draws=3, chunk=chunk),
+        dgm.ImportanceWeighted(draws=1, chunk=chunk),
+    ):
+        score = dgm.score(model, x, guide=guide, method=method, seed=0)
+        torch.testing.assert_close(score.value, dist.Normal(u, math.sqrt(2)).log_prob(x), atol=1e-5, rtol=0)
+
+
 def test_further_arguments_are_repeated_with_their_rows() -> None:
     def model(x: Tensor, u: Tensor, slope: Tensor) -> None:
         with pyro.plate("data", len(x)):

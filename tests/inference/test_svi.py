@@ -309,3 +309,19 @@ def test_nothing_to_learn_is_said():
 def test_bad_options_are_named(options, words):
     with pytest.raises(ProgramError, match=words):
         SVI(**options)
+
+
+def test_discrete_latents_without_a_guide_are_summed_out(x):
+    """A two-component mixture: the objective is the exact log likelihood, with and without naming the ELBO."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor([0.0, 2.0]))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.tensor([0.0, 2.0]), 1.0))
+    for elbo in ("trace", "enum"):
+        fit = dgm.learn(model, x, method=SVI(elbo=elbo, epochs=1, batch_size=None), seed=0)
+        assert fit.history["objective"][0] == pytest.approx(-float(mixture.log_prob(x).mean()), rel=1e-5)
+        assert fit.cost.path == "recorded"

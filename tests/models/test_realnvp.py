@@ -43,7 +43,10 @@ def cell_masses(program: RealNVP, count: int = 150) -> Tensor:
     """log P(x) of every cell of a 2-D program by quadrature, [values^2]."""
     within = midpoints(0, 1, count)
     with torch.no_grad():
-        cells = [program.flow().log_prob(x + within).logsumexp(0) - math.log(len(within)) for x in all_cells(program)]
+        cells = [
+            program.flow().log_prob(x + within).logsumexp(0) - math.log(len(within))
+            for x in all_cells(program)
+        ]
     return torch.stack(cells)
 
 
@@ -52,7 +55,7 @@ def all_cells(program: RealNVP) -> Tensor:
     return torch.cartesian_prod(grid, grid)
 
 
-# -- the bijection -----------------------------------------------------------------------------------------------------
+# -- the bijection -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", KINDS, ids=NAMES)
@@ -68,12 +71,16 @@ def test_encode_and_decode_are_inverse_in_float64(options: dict, observed: int) 
 def test_the_density_is_the_bases_over_the_jacobian_by_autograd(options: dict) -> None:
     program = flow(5, **options)
     v = program.decode(torch.randn(6, 5, dtype=torch.float64)).detach()
-    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda row: program.encode(row), row) for row in v])
+    jacobian = torch.stack(
+        [torch.autograd.functional.jacobian(lambda row: program.encode(row), row) for row in v]
+    )
     base = dist.Normal(torch.zeros(5).double(), 1.0).to_event(1).log_prob(program.encode(v))
     torch.testing.assert_close(program.flow().log_prob(v), base + torch.linalg.slogdet(jacobian).logabsdet)
 
 
-@pytest.mark.parametrize(("options", "low", "high"), [(KINDS[0], -9, 9), (KINDS[1], -9, 12), (KINDS[2], 0, 3)], ids=NAMES)
+@pytest.mark.parametrize(
+    ("options", "low", "high"), [(KINDS[0], -9, 9), (KINDS[1], -9, 12), (KINDS[2], 0, 3)], ids=NAMES
+)
 def test_the_density_integrates_to_one(options: dict, low: float, high: float) -> None:
     program = flow(**options)
     points = midpoints(low, high, 600)
@@ -91,7 +98,7 @@ def test_scores_are_not_answered_from_memory_after_the_weights_change() -> None:
     assert not torch.allclose(before, dgm.score(program, x).value)
 
 
-# -- cells and bounds --------------------------------------------------------------------------------------------------
+# -- cells and bounds ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("options", "total"), [(KINDS[1], "below"), (KINDS[2], "one")], ids=NAMES[1:])
@@ -139,13 +146,16 @@ def test_untrained_couplings_leave_the_independent_categorical_model_exactly() -
 
 @pytest.mark.parametrize("observed", [1, 2, 3])
 def test_noise_of_half_width_overstates_by_up_to_d_ln_2(observed: int) -> None:
-    """The printed listing adds noise in (0, 1/2]. A density that sits where that noise falls then scores D ln 2 too high: here one category
-    has all the mass, so log P = 0 and any positive "log likelihood" is impossible. Unit width never does that."""
+    """The printed listing adds noise in (0, 1/2]. A density that sits where that noise falls then scores D ln
+    2 too high: here one category has all the mass, so log P = 0 and any positive "log likelihood" is
+    impossible. Unit width never does that.
+    """
     halves = HistogramQuantile(observed, 4, gain=1.0).double()  # two cells of two halves
     with torch.no_grad():
         halves.raw.copy_(torch.tensor([0.0, -12.0, -30.0, -30.0]).expand(observed, 4))
     density = dist.TransformedDistribution(
-        dist.Normal(torch.zeros(observed).double(), 1.0).to_event(1), [halves, AffineTransform(0.0, 0.5, event_dim=1)]
+        dist.Normal(torch.zeros(observed).double(), 1.0).to_event(1),
+        [halves, AffineTransform(0.0, 0.5, event_dim=1)],
     )
     x = torch.zeros(4000, observed, dtype=torch.float64)
     printed = density.log_prob(x + (1 - torch.rand_like(x)) / 2).mean().detach()
@@ -154,7 +164,9 @@ def test_noise_of_half_width_overstates_by_up_to_d_ln_2(observed: int) -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_dequantised_points_stay_in_their_cell_when_float32_rounds(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dequantised_points_stay_in_their_cell_when_float32_rounds(
+    uniform: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.arange(17.0)
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full((17,), uniform))
     v = UniformCell(x, x + 1).rsample()
@@ -162,7 +174,7 @@ def test_dequantised_points_stay_in_their_cell_when_float32_rounds(uniform: floa
     assert (v > 0).all()
 
 
-# -- the verbs ---------------------------------------------------------------------------------------------------------
+# -- the verbs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", KINDS, ids=NAMES)
@@ -205,7 +217,9 @@ def test_continuous_data_have_an_exact_score_and_no_latent_site() -> None:
 def test_learning_brings_digits_below_the_independent_model(tmp_path: Path) -> None:
     digits = dgm.data.digits()
     program = RealNVP(64, 17, flows=2, hidden=32)
-    fit = dgm.learn(program, digits, method=replace(program.default_method("learn"), epochs=5, lr=5e-3), seed=0)
+    fit = dgm.learn(
+        program, digits, method=replace(program.default_method("learn"), epochs=5, lr=5e-3), seed=0
+    )
     learned = dgm.score(program, digits.valid, seed=0)
     assert fit.cost.path == "recorded"
     marginals = RealNVP(64, 17, flows=1, hidden=2)
@@ -217,12 +231,16 @@ def test_learning_brings_digits_below_the_independent_model(tmp_path: Path) -> N
 
 
 def test_learning_continuous_data_of_a_large_scale_stays_finite_and_below_minus_the_entropy() -> None:
-    """Rows on a line bent in 2-D, far from the origin and 1000 wide; log density is known up to the affine map."""
+    """Rows on a line bent in 2-D, far from the origin and 1000 wide; log density is known up to the affine
+    map.
+    """
     a = torch.randn(600, 1)
     x = 1000 * torch.cat([a, a.square() + 0.2 * torch.randn(600, 1)], 1) + 5000
     entropy = math.log(2 * math.pi * math.e * 0.2) + 2 * math.log(1000)
     program = RealNVP(2, flows=4, hidden=32, dropout=0.0)
-    dgm.learn(program, x, method=replace(program.default_method("learn"), epochs=40, lr=5e-3, patience=None), seed=0)
+    dgm.learn(
+        program, x, method=replace(program.default_method("learn"), epochs=40, lr=5e-3, patience=None), seed=0
+    )
     mean = dgm.score(program, x).mean()
     gaussian = dist.MultivariateNormal(x.mean(0), torch.cov(x.T)).log_prob(x).mean()
     assert mean.value > float(gaussian) + 0.5
@@ -248,7 +266,7 @@ def test_scores_are_the_same_in_float64_and_on_every_device(device: torch.device
     torch.testing.assert_close(found.double().cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def linear_twin(seed: int = 0) -> tuple[TopDownVAE, MultivariateNormal]:
     program = TopDownVAE(observed=4, latent=2, latent_1=3, likelihood="gaussian", depth=0)
     with torch.no_grad():
         program.prior_1[0].weight[3:].zero_()
-        program.prior_1[0].weight[:3].normal_()
-        program.decoder[0].weight.normal_()
+        # a coupling weak enough that the residual posterior covers the exact one: weights of finite variance
+        program.prior_1[0].weight[:3].normal_(std=0.5)
+        program.decoder[0].weight.normal_(std=0.5)
         for delta in (program.delta_1, program.delta_2):
             delta.weight.normal_(std=0.1)
         (a, c), variance_1 = (
@@ -154,7 +155,7 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     assert (exact - means[-1] < 0.5 * (exact - means[1])).all()
     tight = dgm.score(program, x, method=dgm.ImportanceWeighted(draws=50_000), seed=0)
     assert ((tight.value - exact).abs() < 4 * tight.stderr).all()
-    assert tight.stderr.max() < 0.3
+    assert tight.stderr.max() < 0.05
 
 
 def _only_deltas(program: TopDownVAE) -> object:

@@ -70,7 +70,9 @@ def test_a_score_without_gradients_leaves_the_next_one_its_gradient() -> None:
 
 
 def test_inverse_and_log_determinant_see_one_dropout_mask() -> None:
-    """With s and t from one run of the network, two points that share y_a and the mask differ by exp(-s) exactly."""
+    """With s and t from one run of the network, two points that share y_a and the mask differ by exp(-s)
+    exactly.
+    """
     coupling = layer(split=2, rest=1, dropout=0.5).train()
     kept = torch.randn(1, 2, dtype=torch.float64)
     low, high = (torch.cat([kept, torch.full((1, 1), end, dtype=torch.float64)], -1) for end in (0.0, 1.0))
@@ -81,7 +83,9 @@ def test_inverse_and_log_determinant_see_one_dropout_mask() -> None:
         steps.append((x[0, 2], coupling.log_abs_det_jacobian(x, y)[0]))
     (x_low, log_det), (x_high, _) = steps
     torch.testing.assert_close((x_high - x_low).log(), -log_det)
-    assert not torch.allclose(coupling.log_abs_det_jacobian(x, y)[0], log_det)  # asked again, the network runs again
+    assert not torch.allclose(
+        coupling.log_abs_det_jacobian(x, y)[0], log_det
+    )  # asked again, the network runs again
 
 
 def test_it_can_be_copied_in_the_middle_of_a_gradient() -> None:

@@ -28,7 +28,9 @@ def test_its_log_determinant_is_autograds() -> None:
     transform = quantile()
     z = torch.randn(8, 3, dtype=torch.float64)
     jacobian = torch.stack([torch.autograd.functional.jacobian(transform, row) for row in z])
-    torch.testing.assert_close(transform.log_abs_det_jacobian(z, transform(z)), torch.linalg.slogdet(jacobian).logabsdet)
+    torch.testing.assert_close(
+        transform.log_abs_det_jacobian(z, transform(z)), torch.linalg.slogdet(jacobian).logabsdet
+    )
 
 
 def test_a_normal_becomes_the_histogram_exactly() -> None:
@@ -75,7 +77,14 @@ def test_there_is_no_density_outside_the_range(outside: float) -> None:
     assert transform.log_abs_det_jacobian(transform.inv(v), v).tolist() == [math.inf]
 
 
-@pytest.mark.parametrize("options", [{"dimensions": 0, "values": 3}, {"dimensions": 2, "values": 1}, {"dimensions": 2, "values": 3, "gain": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dimensions": 0, "values": 3},
+        {"dimensions": 2, "values": 1},
+        {"dimensions": 2, "values": 3, "gain": 0},
+    ],
+)
 def test_impossible_sizes_are_refused(options: dict) -> None:
     with pytest.raises(ProgramError, match="at least"):
         HistogramQuantile(**options)
