@@ -53,6 +53,7 @@ def learn_and_score(name: str, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     arguments, ink = PROGRAMS[name]
     digits, (train, valid, test) = splits(ink)
+    torch.manual_seed(0)  # the initial weights
     program = getattr(dgm.models, name)(**arguments)
     fit = dgm.learn(program, train, valid=valid, seed=0)
     fit.save(out / name)

@@ -1,6 +1,7 @@
 """A checkpoint of the training loop: one file, replaced whole, from which a run goes on bit for bit."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from ppl_dgm.program import Program
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 
-def write_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any) -> None:
-    """Weights, best weights, moving average, optimiser and random state, in one safetensors file."""
+def write_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
+    """Weights, best weights, moving average, the objective's live tensors, optimiser and random state, in one safetensors file."""
     tensors = {f"now/{k}": v for k, v in program.state_dict().items()} | {f"best/{k}": v for k, v in state.best_state.items()}
-    tensors |= {f"average/{i}": v for i, v in enumerate(state.average)}
+    tensors |= {f"average/{i}": v for i, v in enumerate(state.average)} | {f"live/{i}": v for i, v in enumerate(live)}
     numbers: dict[str, Any] = {}
     for i, (optimiser_, parameter) in enumerate(_optimisers(optimiser, parameters)):
         for name, value in optimiser_.state.get(parameter, {}).items():
@@ -39,7 +40,7 @@ def write_checkpoint(path: str | Path, program: Program, parameters: list[Tensor
     save_tensors(path, tensors, notes)
 
 
-def read_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any) -> None:
+def read_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
     """Put everything back where `write_checkpoint` took it from.
 
     Raises:
@@ -59,6 +60,8 @@ def read_checkpoint(path: str | Path, program: Program, parameters: list[Tensor]
     program.load_state_dict(now)
     state.best_state = {k: v.to(program.device) for k, v in group("best").items()}
     state.average = [tensors[f"average/{i}"].to(p.device) for i, p in enumerate(parameters)] if "average/0" in tensors else []
+    for i, tensor in enumerate(live):
+        tensor.copy_(tensors[f"live/{i}"])
     for i, (optimiser_, parameter) in enumerate(_optimisers(optimiser, parameters)):
         prefix = f"optimiser/{i}/"
         values: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

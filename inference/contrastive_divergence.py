@@ -83,9 +83,6 @@ class ContrastiveDivergence(GradientLearner):
                 f"{program.name!r} has no free_energy(x) and gibbs(x, sweeps), which contrastive divergence "
                 "needs; a program with a guide is learned with method='svi'."
             )
-        if hasattr(program, "start"):
-            start: Any = program.start
-            start(data)
         fit = super().run(program, data, *args, valid=valid, **kwargs)
         fit.notes["valid"] = _metric(program)[0]
         return fit

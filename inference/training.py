@@ -110,7 +110,8 @@ class GradientLearner:
             program: in training mode.
             total: the number of rows in the whole data set.
 
-        The function may have a method `begin_epoch(epoch)` to follow a schedule.
+        The function may have a method `begin_epoch(epoch)` to follow a schedule, and a list `live` of tensors of its own that change in
+        place from step to step, which checkpoints then hold too.
         """
         raise NotImplementedError
 
@@ -137,6 +138,9 @@ class GradientLearner:
         rows, valid = self._split(data, valid)
         arguments, total = (rows, *args), len(rows) if isinstance(rows, Tensor) and rows.dim() else 1
         batch_size = min(self.batch_size or total, total)
+        start = getattr(program, "start", None)  # a program may begin from something simple about its data, such as their means
+        if start is not None:
+            start(rows)
         program.train()
         program = self.prepare(program, _take(arguments, total, torch.arange(batch_size)))
         with program.running():  # also where `prepare` has put a guide around it
@@ -153,7 +157,7 @@ class GradientLearner:
         validate = None if valid is None else self.validation(program, total)
         state = State(average=[p.detach().clone() for p in parameters] if self.average else [])
         if self.checkpoint is not None and Path(self.checkpoint).exists():
-            read_checkpoint(self.checkpoint, program, parameters, optimiser, state)
+            read_checkpoint(self.checkpoint, program, parameters, optimiser, state, getattr(objective, "live", ()))
             begun -= state.seconds
         stopped = self._epochs(program, arguments, total, batch_size, valid, step, objective, validate, optimiser, parameters, state, begun)
         if state.best_state:
@@ -185,7 +189,7 @@ class GradientLearner:
                 state.rows.append(row)
                 report(**{k: v for k, v in row.items() if k in ("objective", "valid")})
                 if self.checkpoint is not None and (time.perf_counter() - saved >= self.checkpoint_seconds or state.epoch == self.epochs):
-                    write_checkpoint(self.checkpoint, program, parameters, optimiser, state)
+                    write_checkpoint(self.checkpoint, program, parameters, optimiser, state, getattr(objective, "live", ()))
                     saved = time.perf_counter()
         return f"all {self.epochs} epochs done"
 

@@ -90,8 +90,8 @@ def card(program: Any, *args: Any, guide: Any = None, **kwargs: Any) -> Card:
     return result
 
 
-def count_passes(program: Program, *args: Any, **kwargs: Any) -> int:
-    """How often the busiest network runs for one sample, counted while one is drawn."""
+def count_passes(program: Program, *args: Any, **kwargs: Any) -> int | None:
+    """How often the busiest network runs for one sample, counted while one is drawn; None where no network (a module) runs."""
     calls: Counter[int] = Counter()
     hooks = [m.register_forward_hook(lambda module, *_: calls.update([id(module)])) for m in program.modules() if m is not program]
     try:
@@ -100,7 +100,7 @@ def count_passes(program: Program, *args: Any, **kwargs: Any) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return max(calls.values(), default=1)
+    return max(calls.values(), default=None)
 
 
 def _seconds(verb: Any, *args: Any, **kwargs: Any) -> float:

@@ -226,7 +226,7 @@ def _number(value: Any) -> str:
 def _describe(trace: Any, report: Report) -> None:
     for name, node in trace.nodes.items():
         if node["type"] == "param":
-            report.sites.append(Site(name, "parameter", "", str(tuple(node["value"].shape)), "", ""))
+            report.sites.append(Site(name.replace("$$$", "."), "parameter", "", str(tuple(node["value"].shape)), "", ""))
         if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
             continue
         fn = node["fn"]
@@ -268,7 +268,9 @@ def _check_sites(trace: Any, report: Report) -> None:
         except NotImplementedError:
             report.problems.append(f"site {name!r}: its distribution {_name(fn)} has no log density; give it a method log_prob, or use another.")
             continue
-        if not log_prob.isfinite().all():
+        if bool((log_prob == -torch.inf).any()) and not log_prob.isnan().any() and node["is_observed"] and latent_sites(trace):
+            report.notes.append(f"site {name!r} has probability zero under one draw of the prior: samplers that start from the prior will not move.")
+        elif not log_prob.isfinite().all():
             report.problems.append(f"site {name!r}: its log density is {_first_bad(log_prob)}; {_support_hint(fn)}, and check its parameters.")
         declared = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
         loose = [d for d in range(-len(fn.batch_shape), 0) if fn.batch_shape[d] > 1 and d not in declared]

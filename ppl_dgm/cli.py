@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -37,8 +38,7 @@ def models(as_json: Json = False) -> None:
     rows = []
     for name in zoo.names():
         program = zoo.find(name)
-        example = program(**_arguments(program, {}, observed=8, values=4))
-        answers = card(example).answers
+        answers = card(_small(program, {})).answers
         rows.append({"model": name, "summary": _first_line(program), **{task: a.kind.replace("_", " ") for task, a in answers.items()}})
     text = table(("model", "sample", "score", "infer", "what it is"), [[r["model"], r["sample"], r["score"], r["infer"], r["summary"]] for r in rows])
     _say(rows, text, as_json)
@@ -59,12 +59,14 @@ def learn(
     import ppl_dgm as dgm
     from ppl_dgm import plots
     from ppl_dgm.files import save_json
+    from ppl_dgm.randomness import seeded
 
     if (out / "config.json").exists() and not overwrite:
         raise FileError(f"{out} already holds a finished run; choose another --out, or pass --overwrite.")
     dataset = _dataset(data, binarise)
     program_class = dgm.models.find(model)
-    program = program_class(**_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values))
+    with seeded(seed):  # initial weights
+        program = program_class(**_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values))
     fit = dgm.learn(program, dataset, method=_learner(program, method, epochs, out), seed=seed, device=device)
     fit.save(out)
     save_json(out / "run.json", {"model": type(program).__name__, "data": data, "binarise": binarise, "seed": seed})
@@ -131,8 +133,12 @@ def infer(
     import ppl_dgm as dgm
     from ppl_dgm.text import table
 
+    if rows < 1:
+        raise DataError(f"--rows must be at least 1, but it is {rows}.")
     program, dataset, name = _load(run, data)
-    posterior = dgm.infer(program, _split(dataset, split)[:rows], method=method, seed=seed, device=device)
+    x = _split(dataset, split)[:rows]
+    rows = len(x)
+    posterior = dgm.infer(program, x, method=method, seed=seed, device=device)
     posterior.save(run)
     lines, records = [], []
     for site, draws in posterior.draws.items():
@@ -177,11 +183,21 @@ def check_command(
 
 
 def _say(record: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(record) if as_json else text)
+    print(json.dumps(_finite(record), allow_nan=False) if as_json else text)
+
+
+def _finite(record: Any) -> Any:
+    """The record with null for what JSON has no number for."""
+    if isinstance(record, dict):
+        return {name: _finite(value) for name, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n")[0].rstrip(".")
+    """What its module says that it is."""
+    return (inspect.getdoc(inspect.getmodule(thing)) or "").split("\n")[0].rstrip(".").split(": ", 1)[-1]
 
 
 def _parse(options: list[str] | None) -> dict[str, Any]:
@@ -208,6 +224,13 @@ def _arguments(program: Any, given: dict[str, Any], **from_data: Any) -> dict[st
     if missing:
         raise ProgramError(f"{program.__name__} needs {missing[0]!r}, which the data do not tell; pass --set {missing[0]}=....")
     return {**told, **given}
+
+
+def _small(program: Any, given: dict[str, Any]) -> Any:
+    """A program of some size, where there are no data to tell it; what it answers does not depend on it."""
+    known = inspect.signature(program).parameters
+    sizes = {n: 2 for n, p in known.items() if p.default is p.empty} | {n: v for n, v in (("observed", 8), ("values", 4)) if n in known}
+    return program(**_arguments(program, sizes | given))
 
 
 def _learner(program: Any, method: str | None, epochs: int | None, out: Path) -> Any:
@@ -249,8 +272,10 @@ def _load(run: Path, data: str | None) -> tuple[Any, Any, str]:
     if not (run / "run.json").exists():
         raise FileError(f"{run} is no run folder; make one with: ppl-dgm learn MODEL --data digits --out {run}.")
     about = load_json(run / "run.json")
+    if not isinstance(about, dict) or not isinstance(about.get("data"), str):
+        raise FileError(f"{run / 'run.json'} does not name the data of a run; learn it again with ppl-dgm learn.")
     name = data or about["data"]
-    return Fit.load(run).program, _dataset(name, about["binarise"]), name
+    return Fit.load(run).program, _dataset(name, about.get("binarise")), name
 
 
 def _program(model: str, data: str | None, options: list[str] | None) -> tuple[Any, tuple]:
@@ -265,8 +290,9 @@ def _program(model: str, data: str | None, options: list[str] | None) -> tuple[A
     if ".py:" in model:
         return _function(model), args
     program = zoo.find(model)
-    shape = {"observed": 8, "values": 4} if dataset is None else {"observed": dataset.observed, "values": dataset.values}
-    return program(**_arguments(program, _parse(options), **shape)), args
+    if dataset is None:
+        return _small(program, _parse(options)), args
+    return program(**_arguments(program, _parse(options), observed=dataset.observed, values=dataset.values)), args
 
 
 def _function(place: str) -> Any:

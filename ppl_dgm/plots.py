@@ -1,5 +1,6 @@
 """Pictures: images in a grid, points in the plane, learning curves. Each returns a matplotlib Figure; none needs a display."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import DataError
+from .files import write_atomically
 
 __all__ = ["curves", "images", "points", "save"]
 
@@ -80,10 +82,18 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; the ending of the name gives the format (.png, .svg, .pdf)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    """Write a figure; the ending of the name gives the format (.png, .svg, .pdf). An old file is replaced whole.
+
+    Raises:
+        DataError: the ending names no format of pictures.
+    """
+    path, known = Path(path), figure.canvas.get_supported_filetypes()
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in known:
+        raise DataError(f"{path.name} ends in {path.suffix!r}, which is no format of pictures; use .png, .svg or .pdf.")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=ending, dpi=150)
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -124,6 +124,7 @@ class Program(PyroModule):
     - `log_density(x) -> Score`: the answer of `score`;
     - `posterior(x) -> {site: Distribution}`: the exact posterior, batch shape [len(x)], used by `infer`;
     - `simulate(n, given=None) -> {site: Tensor}`: how to sample, where running `model` forward is not the way;
+    - `start(x)`: where gradient learning begins, from something simple about the training data;
     - `default_method(task)`: the algorithm that a verb uses when the caller names none.
 
     Attributes:

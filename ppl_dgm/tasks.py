@@ -158,8 +158,12 @@ def learn(
         DataError: the data do not fit the program; the row and the column or pixel are named. Raised before anything is learned.
         NumericalError: the objective left the finite numbers; the message names the site.
     """
+    from .data import check_observations
+
     program = _placed(as_program(program, guide), device)
     if hasattr(data, "train") and hasattr(data, "valid"):
+        if program.observed is not None:  # the whole set at once, since it knows the names of its columns and pixels
+            check_observations(data, observed=program.observed, support=program.support, site=program.site)
         data, valid = data.train, (data.valid if len(data.valid) else None) if valid is None else valid
     (data, *args_checked) = _observations(program, (data, *args))
     if valid is not None:

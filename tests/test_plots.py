@@ -64,3 +64,10 @@ def test_the_picture_that_fits():
     assert plots.picture(torch.zeros(2, 4), (2, 2), 2).axes[0].get_images()
     assert plots.picture(torch.zeros(2, 2), None, None).axes[0].collections
     assert plots.picture(torch.zeros(2, 5), None, None) is None
+
+
+def test_an_ending_that_is_no_picture_is_refused_and_the_old_file_stays(tmp_path):
+    (tmp_path / "a.docx").write_text("kept")
+    with pytest.raises(DataError, match=r"a\.docx ends in '\.docx'.*use \.png"):
+        plots.save(plots.points(torch.randn(3, 2)), tmp_path / "a.docx")
+    assert (tmp_path / "a.docx").read_text() == "kept"

@@ -188,9 +188,10 @@ def test_a_deep_copy_answers_alike_and_stands_alone(program):
 
 def test_counted_passes_are_the_declared_ones(program):
     declared = program.answers()["sample"].passes
-    if declared is None:
-        pytest.skip("it declares none")
-    assert count_passes(program) == declared
+    counted = count_passes(program)
+    if declared is None or counted is None:
+        pytest.skip("it declares none, or has no network to count")
+    assert counted == declared
 
 
 def test_check_finds_nothing_wrong(program):
@@ -229,7 +230,7 @@ def test_values_outside_the_support_are_refused(program):
 
 def test_the_verbs_run_on_every_device(program, device):
     program.to(device)
-    x = rows(program, 8)
+    x = rows(program, 30)
     assert dgm.sample(program, 3, seed=0)[program.site].device.type == device.type
     if can(program, "score"):
         assert dgm.score(program, x, seed=0).value.device.type == device.type

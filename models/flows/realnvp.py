@@ -16,7 +16,7 @@ from torch.distributions.transforms import Transform
 from ppl_dgm.errors import DataError, ProgramError
 from ppl_dgm.inference.svi import SVI
 from ppl_dgm.program import Answer, Program
-from ppl_dgm.results import Fit, Score
+from ppl_dgm.results import Score
 from ppl_dgm.transforms import BoundedCoupling, HistogramQuantile, coupling_network
 
 from .dequantisation import UniformCell
@@ -261,6 +261,11 @@ class RealNVP(Program):
             self.loc.copy_((data.mean(0) - centre) / (unit * _GAIN))
             self.log_scale.copy_((spread / unit).log() / _GAIN)
 
+    def start(self, x: Tensor) -> None:
+        """Where learning begins: the marginals of the data, unless they have been set or learned before."""
+        if self.untouched:
+            self.fit_marginals(x)
+
     @property
     def untouched(self) -> bool:
         """Whether the last layer still is as it was made."""
@@ -269,7 +274,7 @@ class RealNVP(Program):
 
     def default_method(self, task: str) -> Any:
         if task == "learn":
-            return LearnFlow(
+            return SVI(
                 epochs=100,
                 batch_size=128,
                 lr=3e-3,
@@ -303,17 +308,6 @@ class RealNVP(Program):
 
 
 @dataclass(frozen=True)
-class LearnFlow(SVI):
-    """SVI on the dequantisation bound (or the exact density), begun from the marginals of the training data
-    in closed form.
-    """
-
-    def run(self, program: Program, data: Tensor, *args: Any, **kwargs: Any) -> Fit:
-        if isinstance(program, RealNVP) and program.untouched:
-            program.fit_marginals(data)
-        return super().run(program, data, *args, **kwargs)
-
-
 def _check(observed: int, values: int | None, flows: int, marginals: str) -> None:
     if observed < 2:
         raise ProgramError(f"RealNVP: observed is {observed!r}, but a coupling needs at least 2 dimensions.")

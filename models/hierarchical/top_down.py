@@ -14,6 +14,7 @@ from ppl_dgm.program import Answer, Program
 __all__ = ["TopDownVAE"]
 
 _DRAWS = 512  # importance-weighted draws of the default score
+_SHARED = "prior of z1"
 _CLIP = (-7.0, 2.0)  # of the log-variances that the posterior adds
 
 
@@ -43,9 +44,8 @@ class TopDownVAE(Program):
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
         encoder_dropout: probability of dropping an input or a hidden unit of the bottom-up pass while
             learning.
-        decoder_dropout: probability of dropping a hidden unit of the decoder while learning. The network of
-            z1's prior has no dropout: model and guide both run it, and must see the same prior.
-        prior_hidden: units of the one hidden layer of mu1 and s1, few since it cannot have dropout.
+        decoder_dropout: probability of dropping a hidden unit of the generative networks while learning.
+        prior_hidden: units of the one hidden layer of mu1 and s1.
         floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
 
     Sites: `z2` [latent], `z1` [latent_1], `x` [D]. Score: a lower bound by importance weighting, 512 draws.
@@ -86,7 +86,7 @@ class TopDownVAE(Program):
         self.latent = latent
         self.likelihood = Likelihood(likelihood, observed, values, floor)
         # generative, shared by model and guide
-        self.prior_1 = mlp(latent, 2 * below, (prior_hidden,) if depth else (), activation)
+        self.prior_1 = mlp(latent, 2 * below, (prior_hidden,) if depth else (), activation, decoder_dropout)
         self.decoder = mlp(below, self.likelihood.features, layers, activation, decoder_dropout)
         # bottom-up
         width = hidden if depth else observed
@@ -103,7 +103,7 @@ class TopDownVAE(Program):
         observation = self.likelihood.observation(x, self.dtype)
         with pyro.plate("data", n if x is None else len(x)):
             z2 = pyro.sample("z2", dist.Normal(zero, 1.0).to_event(1))  # [batch, latent]
-            mu1, log_s1 = self.prior_1(z2).chunk(2, -1)  # [batch, latent_1] each; log-variance
+            mu1, log_s1 = self.prior_of_z1(z2)  # [batch, latent_1] each; log-variance
             z1 = pyro.sample("z1", dist.Normal(mu1, (0.5 * log_s1).exp()).to_event(1))
             return pyro.sample("x", self.likelihood(self.decoder(z1)), obs=observation)  # [batch, D]
 
@@ -112,9 +112,20 @@ class TopDownVAE(Program):
         (d_mu1, d_log_s1), (d_mu2, d_log_s2) = self.deltas(x)
         with pyro.plate("data", len(x)):
             z2 = pyro.sample("z2", dist.Normal(d_mu2, (0.5 * d_log_s2).exp()).to_event(1))
-            mu1, log_s1 = self.prior_1(z2).chunk(2, -1)
+            mu1, log_s1 = self.prior_of_z1(z2)
+            if self.training:
+                z2.__dict__[_SHARED] = mu1, log_s1
             z1 = pyro.sample("z1", dist.Normal(mu1 + d_mu1, (0.5 * (log_s1 + d_log_s1)).exp()).to_event(1))
         return z2, z1
+
+    def prior_of_z1(self, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """mu1 and ln s1^2, [batch, latent_1] each, for z2 [batch, latent].
+
+        While learning, guide and model must meet the same dropout mask, or they disagree on the prior that the
+        guide corrects. So what the guide computed travels with its draw of z2, until the model takes it.
+        """
+        shared = z2.__dict__.pop(_SHARED, None)
+        return shared if shared is not None else self.prior_1(z2).chunk(2, -1)
 
     def deltas(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The bottom-up pass: means and log-variances that the posterior adds.

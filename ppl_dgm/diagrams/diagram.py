@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ppl_dgm.errors import FileError, ProgramError
 
 from . import figure as pictures
+from .constants import constant_distributions
 from .dot import dot
 from .layout import layout, read
 from .mermaid import mermaid
@@ -62,14 +63,15 @@ def diagram(
         >>> sorted(picture.scene.nodes)
         ['decoder', 'encoder', 'x', 'z']
     """
-    structure = program
+    structure, constants = program, None
     if not hasattr(program, "graph") or not hasattr(program, "plates"):
         from ppl_dgm.graphical import structure as find_structure
 
         structure = find_structure(program, *args, guide=guide, **kwargs)
+        constants = constant_distributions(program, *args, **kwargs) if distributions else None
     elif args or kwargs:
         raise ProgramError("a structure is drawn as it is; give arguments of the model to dgm.structure, or hand in the program.")
-    scene = read(structure, guide, distributions)
+    scene = read(structure, guide, distributions, constants)
     _highlight(scene, highlight)
     layout(scene, orientation, positions)
     return Diagram(scene, orientation, size, getattr(structure, "name", ""))

@@ -22,6 +22,7 @@ _DISTRIBUTIONS = {
     "Multinomial": r"\mathrm{Mult}", "Exponential": r"\mathrm{Exp}", "Uniform": r"\mathcal{U}",
     "HalfNormal": r"\mathcal{N}^{+}", "HalfCauchy": r"\mathcal{C}^{+}", "Cauchy": r"\mathcal{C}",
     "StudentT": r"\mathcal{T}", "InverseGamma": r"\mathrm{InvGamma}", "Wishart": r"\mathcal{W}",
+    "TransformedDistribution": r"\mathrm{Flow}", "Delta": r"\delta", "Beta": r"\mathrm{Beta}",
     "NegativeBinomial": r"\mathrm{NegBin}", "LogNormal": r"\mathrm{LogNormal}",
 }  # fmt: skip
 

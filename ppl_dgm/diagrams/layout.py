@@ -21,7 +21,9 @@ _SHRINK = (1.0, 0.9, 0.8)  # letter sizes tried to fit a name into its circle
 _TALLEST = 4  # parameters in one stack
 
 
-def read(structure: Any, guide: bool = True, distributions: bool = False) -> Scene:
+def read(
+    structure: Any, guide: bool = True, distributions: bool = False, constants: Mapping[str, str] | None = None
+) -> Scene:
     """The nodes, edges and plates of a structure, without places.
 
     Arguments:
@@ -29,6 +31,7 @@ def read(structure: Any, guide: bool = True, distributions: bool = False) -> Sce
             `guide_graph`.
         guide: whether to draw the guide's edges.
         distributions: whether to write each site's distribution beside it.
+        constants: {site: "Normal(0, 1)"}, distributions with arguments for the sites that depend on nothing.
     """
     graph = structure.graph
     recognition = getattr(structure, "guide_graph", None) if guide else None
@@ -43,6 +46,8 @@ def read(structure: Any, guide: bool = True, distributions: bool = False) -> Sce
         nodes[name] = _node(name, data, order, guide_only)
         if distributions:
             parents = [p for p in (recognition if guide_only else graph).predecessors(name)]
+            if not parents and name in (constants or {}):
+                data = {**data, "dist": (constants or {})[name]}
             _annotate(nodes[name], data, parents, letters)
     edges = [EdgeMark(u, v, "factor" if "factor" in (nodes[u].kind, nodes[v].kind) else "model") for u, v in graph.edges]
     if recognition is not None:
@@ -135,7 +140,7 @@ def _units(scene: Scene, rows: Rows) -> tuple[list[Unit], dict[str, int]]:
         else:
             units.append(Unit((name,), rows.row[name], node.plates, 44.0 if node.radius > 5 else 36.0))
     for (governed, row, guide_only, plates), names in stacks.items():
-        captioned = any(scene.nodes[child].kind == "factor" for child in governed)  # whose name stands at its right
+        captioned = any(scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed)
         count = 1 if guide_only or captioned or len(names) == 1 else 2
         count = max(count, -(-len(names) // _TALLEST))
         length = -(-len(names) // count)

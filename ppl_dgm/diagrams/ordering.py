@@ -155,6 +155,10 @@ class Ordering:
                 down.append((*ends, s.weight))
         self.down, self.level = _table(down), _table(level)
         self.pairs = self._pairs()
+        self.members = [np.flatnonzero(self.rows == row) for row in range(int(self.rows.max(initial=-1)) + 1)]
+        into = [self.down[self.rows[self.down[:, 1].astype(int)] == row] for row in range(len(self.members))]
+        self.into = [(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2]) for table in into]
+        self.budget = max(300, min(_BUDGET, 100_000 // max(len(units), 1)))
         self.tried = 0
 
     def _pairs(self) -> np.ndarray:
@@ -166,19 +170,21 @@ class Ordering:
         return np.array(found, dtype=int).reshape(-1, 2)
 
     def places(self, order: list[int]) -> np.ndarray:
-        """Rough places across: each row packed and centred. [unit]"""
+        """Rough places across: each row packed, and shifted to where its parents are. [unit]"""
         rank = np.empty(len(order))
         rank[order] = np.arange(len(order))
         line = np.lexsort((rank, self.rows))
         ends = np.cumsum(self.width[line])
         middle = np.empty(len(order))
         middle[line] = ends - self.width[line] / 2
-        rows = self.rows[line]
-        starts = np.searchsorted(rows, np.unique(rows))
-        left = np.r_[0, ends][starts]
-        right = np.r_[ends[starts[1:] - 1], ends[-1]]
-        centre = dict(zip(np.unique(rows).tolist(), ((left + right) / 2).tolist()))
-        return middle - np.array([centre[r] for r in self.rows.tolist()])
+        for row, members in enumerate(self.members):
+            start, end, weight = self.into[row]
+            if len(start):
+                shift = float(((middle[start] - middle[end]) * weight).sum() / weight.sum())
+            else:
+                shift = -float(middle[members].mean()) if len(members) else 0.0
+            middle[members] += shift
+        return middle
 
     def cost(self, order: list[int]) -> float:
         """Crossings first, then edges over units of their row, then lengths, then the order of the program."""
@@ -196,8 +202,9 @@ class Ordering:
         for source, target, weight in self.level.tolist():
             a, b = x[int(source)], x[int(target)]
             row = self.rows == self.rows[int(source)]
+            forward = not (self.pull[int(source)] or self.pull[int(target)])  # time runs to the right
             between = row & (x > min(a, b)) & (x < max(a, b))
-            total += weight * (3.0 * int(between.sum()) + 0.012 * abs(a - b) + 0.4 * (a > b))
+            total += weight * (3.0 * int(between.sum()) + 0.012 * abs(a - b) + 0.4 * (forward and a > b))
         total -= 0.002 * float(x @ self.pull)
         rank = np.empty(len(order))
         rank[order] = np.arange(len(order))
@@ -216,7 +223,7 @@ class Ordering:
         self._sort(self.root, {unit: float(i) for unit, i in rank.items()})
         least = self.cost(list(self.root.units()))
         improved = True
-        while improved and self.tried < _BUDGET:
+        while improved and self.tried < self.budget:
             improved = False
             for box in list(self.root.boxes()):
                 least, better = self._improve(box, least)
@@ -250,7 +257,7 @@ class Ordering:
     def _improve(self, box: _Box, least: float) -> tuple[float, bool]:
         better = False
         for trial in self._moves(box):
-            if self.tried > _BUDGET:
+            if self.tried > self.budget:
                 break
             before, box.children = box.children, trial(box.children)
             cost = self.cost(list(self.root.units()))

@@ -138,7 +138,7 @@ class _Drawn:
         self.lines.append((edge, points(edge.curve)))
 
     def cost(self, curve: Curve, edge: EdgeMark) -> float:
-        """25 for each edge that it crosses, and for each point that lies on another edge."""
+        """25 for each edge that it crosses, 6 for each point that lies on another edge, 15 where their ends come together."""
         at = points(curve)
         low, high = at.min(0) - 4, at.max(0) + 4
         total = 0.0
@@ -149,6 +149,8 @@ class _Drawn:
             middle = at[len(at) // 5 : -len(at) // 5] if {other.source, other.target} & {edge.source, edge.target} else at
             near = np.hypot(middle[:, None, 0] - line[:, 0], middle[:, None, 1] - line[:, 1]).min(1) < 3.5
             total += 6.0 * float(near.sum())
+            if other.target == edge.target:
+                total += 15.0 * float(np.hypot(*(line[-1] - at[-1])) < 7.0)
         return total
 
 

@@ -134,8 +134,11 @@ class Probe:
             for group in _groups(sources, found):
                 edges |= self._confirm(group, found)
             hidden = [source for source in sources if source.node in escaped]
-            for turn in range(1, 3 if hidden else 1):
-                edges |= self._decode(hidden, turn)
+            for turn in range(1, _ROUNDS):
+                more = self._decode(hidden, turn) - edges
+                edges |= more
+                if not more:
+                    break
         return edges
 
     def _confirm(self, group: list[Source], found: dict[str, set[str]]) -> set[tuple[str, str]]:
@@ -202,8 +205,11 @@ class Probe:
         if not live and OPAQUE not in now.state and _same(was.state, now.state):
             return False
         before = self._density(name)
-        after = [log_prob(now.fn, point) for point in self._points[name]]
-        return any(a is None or b is None or not _close(a, b) for a, b in zip(before, after))
+        for point, a in zip(self._points[name], before):
+            b = log_prob(now.fn, point)
+            if a is None or b is None or not _close(a, b):
+                return True
+        return False
 
     def _density(self, name: str) -> list[Tensor | None]:
         """The log density of the unchanged distribution, at its value in this run and in two others."""

@@ -1,0 +1,250 @@
+"""What warm-up learns: the step size by dual averaging, the metric from draws and gradients of all chains."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.inference.hamiltonian import Density, Metric, Point, metropolis, reasonable_steps, trajectory
+
+__all__ = ["DualAveraging", "Warmup", "descend", "fisher_metric", "windows"]
+
+_DENSE = 512  # coordinates up to which a metric of d^2 numbers is learned
+_KEPT = 20_000_000  # numbers kept of a window; of a longer one every second, third, ... draw
+
+
+@dataclass
+class DualAveraging:
+    """Stochastic approximation of the step size at which the mean acceptance is `target`.
+
+        log step_{t+1} = mu - sqrt(t) / (gamma (t + t0)) sum_s (target - acceptance_s)
+
+    One update a step, with the mean acceptance over all chains: an update for each chain would shrink the
+    adaptation rate as if one chain had run so much longer.
+
+    Arguments:
+        step: where to begin.
+        target: mean acceptance to reach.
+
+    Source: Hoffman and Gelman (2014), section 3.2.
+    """
+
+    step: float
+    target: float
+    gamma: float = 0.05
+    t0: float = 10.0
+    kappa: float = 0.75
+    mu: float = math.nan
+    count: int = 0
+    error: float = 0.0
+    log_average: float = 0.0
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.mu):
+            self.restart(self.step)
+
+    def restart(self, step: float) -> None:
+        """Forget everything, and begin from another step size."""
+        self.step, self.mu = step, math.log(2 * step)
+        self.count, self.error, self.log_average = 0, 0.0, 0.0
+
+    def update(self, acceptance: float) -> float:
+        """Takes the mean acceptance of one step of all chains; returns the step size to use next."""
+        self.count += 1
+        weight = 1 / (self.count + self.t0)
+        self.error = (1 - weight) * self.error + weight * (self.target - acceptance)
+        log_step = self.mu - math.sqrt(self.count) / self.gamma * self.error
+        weight = self.count**-self.kappa
+        self.log_average = weight * log_step + (1 - weight) * self.log_average
+        self.step = math.exp(log_step)
+        return self.step
+
+    @property
+    def average(self) -> float:
+        """The averaged step size, for use after warm-up."""
+        return math.exp(self.log_average) if self.count else self.step
+
+
+def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
+    """The metric that is nearest to the target in Fisher divergence, from points and the gradients there.
+
+    The covariance estimate C solves C B C = A with A the covariance of the points and B that of the gradients:
+    their geometric mean A # B^-1. For a Gaussian target, C is its covariance without any error as soon as there
+    are more points than coordinates, wherever the points are; a covariance of draws would need many
+    independent ones. A diagonal C has the entries sd(z) / sd(gradient).
+
+    With few points, A and B are shrunk towards their diagonals by (d / n)^2.
+
+    Arguments:
+        z, gradient: [n, d], pooled over chains.
+        dense: learn d^2 numbers; otherwise d.
+
+    Source: Seyboldt, Carlson and Carpenter (2026), arXiv 2603.18845; the dense form is theirs without the low rank.
+    """
+    good = z.isfinite().all(1) & gradient.isfinite().all(1)
+    dtype, a, b = z.dtype, z[good].double(), gradient[good].double()
+    n, d = a.shape
+    if n < 2:
+        return Metric(torch.ones(d, dtype=dtype, device=z.device))
+    a, b = a - a.mean(0), b - b.mean(0)
+    spread, slope = a.square().mean(0).sqrt(), b.square().mean(0).sqrt()
+    scale = (spread / slope).sqrt()
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
+    shrink = (d / n) ** 2
+    if not dense or shrink >= 1:
+        return Metric(scale.to(dtype))
+    a, b = a / scale, b * scale
+    first, second = a.T @ a / n, b.T @ b / n
+    for covariance in (first, second):
+        covariance += shrink / (1 - shrink) * covariance.diagonal().clamp(min=1e-12).diag_embed()
+    try:
+        root = geometric_mean_root(first, second)
+    except torch.linalg.LinAlgError:
+        return Metric(scale.to(dtype))
+    return Metric((scale[:, None] * root).to(dtype)) if bool(root.isfinite().all()) else Metric(scale.to(dtype))
+
+
+def geometric_mean_root(a: Tensor, b: Tensor) -> Tensor:
+    """The symmetric square root of the matrix C with C b C = a, for positive definite a and b, [d, d]."""
+    values, vectors = torch.linalg.eigh(b)
+    values = values.clamp(min=values[-1] * 1e-14)
+    half = (vectors * values.sqrt()) @ vectors.T
+    inverse = (vectors * values.rsqrt()) @ vectors.T
+    mean = inverse @ _root(half @ a @ half) @ inverse
+    return _root((mean + mean.T) / 2)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * values.clamp(min=values[-1] * 1e-14).sqrt()) @ vectors.T
+
+
+def windows(warmup: int) -> list[int]:
+    """The steps after which the metric is learned anew, from the draws since the last of them.
+
+    Each window is half as long again as the one before; the last sixth, at least, is for the step size alone.
+
+    Example:
+        >>> windows(300)
+        [10, 25, 47, 80, 130, 250]
+    """
+    end = warmup - max(warmup // 6, min(20, warmup // 2))
+    ends, length = [], 10.0
+    at = 10
+    while at < end:
+        ends.append(at)
+        length *= 1.5
+        at += int(length)
+    if not ends:
+        return [end] if end >= 5 else []
+    if end - ends[-1] < length / 2:
+        ends.pop()
+    return [*ends, end]
+
+
+def descend(density: Density, point: Point, iterations: int, steps: int = 8) -> tuple[Point, list[Point]]:
+    """From dispersed starting points to where the posterior's mass is: short trajectories, each chain with its own step size.
+
+    Starting points can differ in curvature by orders of magnitude, so that a step size for all would leave some
+    chains where they are. One that is high above its level of energy falls, whatever its step size is adapted to.
+
+    Returns:
+        where the chains are, and where they were in the second half of the iterations.
+    """
+    metric = Metric.identity(density)
+    start = torch.full((len(point.z),), 0.1, dtype=point.z.dtype, device=point.z.device)
+    step = reasonable_steps(density, metric, point, start)
+    seen = []
+    for i in range(iterations):
+        r = torch.randn_like(point.z)
+        end, r_end = trajectory(density, metric, point, r, step[:, None], steps)
+        point, accept, _ = metropolis(point, r, end, r_end)
+        step = step * ((accept - 0.6) * 1.5).exp()
+        if 2 * i >= iterations - 1:
+            seen.append(point)
+    return point, seen
+
+
+@dataclass
+class Warmup:
+    """The course of warm-up: windows for the metric, and dual averaging of the step size throughout.
+
+    Arguments:
+        length: steps of warm-up.
+        target: mean acceptance.
+        dense: a dense metric, or a diagonal one.
+        fixed_step: a step size that stays as it is, or None.
+    """
+
+    length: int
+    target: float
+    dense: bool
+    fixed_step: float | None = None
+    ends: list[int] = field(default_factory=list)
+    metric: Metric = field(init=False)
+    averaging: DualAveraging = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ends = windows(self.length)
+        self._z: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+
+    def begin(self, density: Density, point: Point) -> Point:
+        """First metric and step size, from where the chains are after a short descent."""
+        self.metric = Metric.identity(density)
+        step = self.fixed_step or 0.1
+        self.averaging = DualAveraging(step, self.target)
+        if self.length >= 10:
+            point, seen = descend(density, point, 10)
+            self._learn([p.z for p in seen], [p.gradient for p in seen])
+        self._restart(density, point)
+        return point
+
+    def update(self, density: Density, point: Point, acceptance: float, t: int) -> bool:
+        """After step t (from 0): learn from where the chains are and how often they accepted.
+
+        Returns:
+            whether the metric is another now.
+        """
+        if self.fixed_step is None:
+            self.averaging.update(acceptance)
+        if not self.ends or t >= self.ends[-1]:
+            return False
+        begun = max([0, *[end for end in self.ends if end <= t]])
+        stop = min(end for end in self.ends if end > t)
+        thinning = 1 + 2 * point.z.numel() * (stop - begun) // _KEPT
+        if (t - begun) % thinning == 0:
+            self._z.append(point.z)
+            self._gradients.append(point.gradient)
+        if t + 1 != stop:
+            return False
+        self._learn(self._z, self._gradients)
+        self._z, self._gradients = [], []
+        self._restart(density, point)
+        return True
+
+    def _learn(self, z: list[Tensor], gradients: list[Tensor]) -> None:
+        self.metric = fisher_metric(torch.cat(z), torch.cat(gradients), self.dense)
+
+    def _restart(self, density: Density, point: Point) -> None:
+        if self.fixed_step is not None:
+            return
+        start = torch.full((len(point.z),), self.averaging.step, dtype=point.z.dtype, device=point.z.device)
+        steps = reasonable_steps(density, self.metric, point, start)
+        self.averaging.restart(float(steps.median()))
+
+    @property
+    def step(self) -> float:
+        """The step size now."""
+        return self.averaging.step
+
+    def finish(self) -> None:
+        """Settle on the averaged step size."""
+        if self.fixed_step is None:
+            self.averaging.step = self.averaging.average
+
+    @staticmethod
+    def wants_dense(metric: str, dim: int) -> bool:
+        """Whether `metric`, one of "auto", "dense" and "diagonal", means a dense one for so many coordinates."""
+        return metric == "dense" or (metric == "auto" and dim <= _DENSE)

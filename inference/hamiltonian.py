@@ -1,0 +1,185 @@
+"""Hamiltonian dynamics of many chains at once: the metric, the leapfrog, energies and a trajectory's end."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["DIVERGED", "Density", "Metric", "Point", "drift", "kick", "metropolis", "reasonable_steps", "trajectory"]
+
+DIVERGED = 1000.0  # nats by which the energy of a step may rise before it counts as a divergence, as in Stan
+
+
+class Density(Protocol):
+    """What a sampler asks of a density on R^d; `ppl_dgm.LogDensity` is one."""
+
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def gradient(self, z: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Point:
+    """Where the chains are.
+
+    Attributes:
+        z: positions, [chain, d].
+        value: log density there, [chain], nats.
+        gradient: its gradient, [chain, d].
+    """
+
+    z: Tensor
+    value: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def at(cls, density: Density, z: Tensor) -> "Point":
+        """The density evaluated at z."""
+        return cls(z, *density.value_and_grad(z))
+
+    def moved(self, other: "Point", where: Tensor) -> "Point":
+        """This point, with the chains marked in `where` [chain] at the other one."""
+        rows = where[:, None]
+        return Point(
+            torch.where(rows, other.z, self.z),
+            torch.where(where, other.value, self.value),
+            torch.where(rows, other.gradient, self.gradient),
+        )
+
+
+class Metric:
+    """An estimate of the posterior's covariance, S S^T, that makes all directions alike.
+
+    Momenta r are kept in the coordinates in which they are standard normal, and the dynamics are those of x with
+    z = S x:
+
+        dz/dt = S r,        dr/dt = S^T grad log p(z),        energy = -log p(z) + r.r / 2.
+
+    Arguments:
+        scale: S, the square root of a diagonal covariance [d], or any square root of a dense one [d, d].
+    """
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+        self.dense = scale.dim() == 2
+        self.transposed = scale.T.contiguous() if self.dense else scale
+        self._inverse: Tensor | None = None
+
+    @classmethod
+    def identity(cls, density: Density) -> "Metric":
+        """Unit scales."""
+        return cls(torch.ones(density.dim, dtype=density.dtype, device=density.device))
+
+    def push(self, r: Tensor) -> Tensor:
+        """S r, the velocity, [chain, d]."""
+        return r @ self.transposed if self.dense else r * self.scale
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """S^T times a gradient, [chain, d]."""
+        return gradient @ self.scale if self.dense else gradient * self.scale
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """S^-1 z, [chain, d]."""
+        if not self.dense:
+            return z / self.scale
+        if self._inverse is None:
+            self._inverse = torch.linalg.inv(self.scale.double()).T.to(self.scale.dtype).contiguous()
+        return z @ self._inverse
+
+
+def kick(metric: Metric, r: Tensor, gradient: Tensor, step: Any) -> Tensor:
+    """r + step S^T gradient; `step` is a number, or a tensor [chain, 1]."""
+    if isinstance(step, float):
+        if metric.dense:
+            return torch.addmm(r, gradient, metric.scale, alpha=step)
+        return torch.addcmul(r, gradient, metric.scale, value=step)
+    return torch.addcmul(r, metric.pull(gradient), step)
+
+
+def drift(metric: Metric, z: Tensor, r: Tensor, step: Any) -> Tensor:
+    """z + step S r."""
+    if isinstance(step, float):
+        if metric.dense:
+            return torch.addmm(z, r, metric.transposed, alpha=step)
+        return torch.addcmul(z, r, metric.scale, value=step)
+    return torch.addcmul(z, metric.push(r), step)
+
+
+def trajectory(
+    density: Density, metric: Metric, point: Point, r: Tensor, step: Any, steps: int
+) -> tuple[Point, Tensor]:
+    """Follow the dynamics for so many leapfrog steps from (point, r).
+
+    The half kicks between two steps are taken as one, and the log density is computed at the end alone.
+
+    Arguments:
+        r: momenta, [chain, d], in the metric's coordinates.
+        step: the step size, a number for all chains or a tensor [chain, 1].
+        steps: at least 1; the same for all chains.
+
+    Returns:
+        the point at the end, and the momenta there.
+    """
+    z, half = point.z, step / 2
+    r = kick(metric, r, point.gradient, half)
+    for _ in range(steps - 1):
+        z = drift(metric, z, r, step)
+        r = kick(metric, r, density.gradient(z), step)
+    end = Point.at(density, drift(metric, z, r, step))
+    return end, kick(metric, r, end.gradient, half)
+
+
+def kinetic(r: Tensor) -> Tensor:
+    """r.r / 2 of each chain, [chain], nats."""
+    return torch.linalg.vecdot(r, r).mul_(0.5)
+
+
+def gain(start: Point, r: Tensor, end: Point, r_end: Tensor) -> Tensor:
+    """The energy lost between two points of phase space, [chain], nats: minus infinity where it is not a number.
+
+    The differences of potential and kinetic energy are taken apart: their sum would lose digits.
+    """
+    lost = (end.value - start.value) + (kinetic(r) - kinetic(r_end))
+    return torch.nan_to_num(lost, nan=-torch.inf, posinf=-torch.inf)  # an infinite density is no density
+
+
+def metropolis(
+    start: Point, r: Tensor, end: Point, r_end: Tensor, uniform: Tensor | None = None
+) -> tuple[Point, Tensor, Tensor]:
+    """Accept the end of a trajectory with probability min(1, exp(energy lost)).
+
+    Returns:
+        the chains' new point, the acceptance probability [chain], and whether the trajectory diverged [chain].
+    """
+    lost = gain(start, r, end, r_end)
+    accept = lost.exp().clamp_(max=1.0)
+    uniform = torch.rand_like(accept) if uniform is None else uniform
+    return start.moved(end, uniform < accept), accept, lost < -DIVERGED
+
+
+def reasonable_steps(density: Density, metric: Metric, point: Point, step: Tensor, target: float = 0.8) -> Tensor:
+    """For each chain a step size whose single leapfrog step is accepted about as often as `target`.
+
+    Doubled, or halved, from `step` [chain] until the acceptance crosses the target.
+
+    Source: Hoffman and Gelman (2014), algorithm 4, for each chain by itself.
+    """
+    r = torch.randn_like(point.z)
+
+    def crossed(step: Tensor) -> Tensor:
+        end, r_end = trajectory(density, metric, point, r, step[:, None], 1)
+        return gain(point, r, end, r_end).exp() > target
+
+    up = crossed(step)
+    going = torch.ones_like(up)
+    for _ in range(60):
+        step = torch.where(going, torch.where(up, step * 2, step / 2), step)
+        going = going & (crossed(step) == up)
+        if not bool(going.any()):
+            break
+    return torch.where(up, step / 2, step)

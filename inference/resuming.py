@@ -1,0 +1,118 @@
+"""A checkpoint of a sampler: one file, replaced whole, from which a run goes on to the same draws."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.errors import FileError
+from ppl_dgm.files import load_tensors, save_tensors
+from ppl_dgm.inference.adaptation import DualAveraging, Warmup
+from ppl_dgm.inference.hamiltonian import Metric, Point
+
+if TYPE_CHECKING:
+    from ppl_dgm.inference.sampling import Run
+
+__all__ = ["read_run", "write_run"]
+
+_FREE = ("checkpoint", "draws")  # options that may differ: a run can be resumed for more draws
+
+
+def write_run(path: str | Path, sampler: Any, density: Any, run: "Run") -> None:
+    """Everything that the rest of the run depends on, the random state included, in one safetensors file."""
+    warmup = run.warmup
+    tensors = {f"point/{name}": value for name, value in vars(run.point).items()}
+    tensors["metric"] = warmup.metric.scale
+    for name, window in (("z", warmup._z), ("gradients", warmup._gradients), ("draws", run.draws)):
+        if window:
+            tensors[f"list/{name}"] = torch.stack(window)
+    numbers: dict[str, list[Any]] = {}
+    for name in run.rows[0] if run.rows else ():
+        column = [row[name] for row in run.rows]
+        if isinstance(column[0], Tensor):
+            tensors[f"stats/{name}"] = torch.stack(column)
+        else:
+            numbers[name] = column
+    tensors["random/cpu"] = torch.get_rng_state()
+    if density.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(density.device)
+    notes = {
+        "format": 1,
+        "run": _signature(sampler, density),
+        "t": run.t,
+        "numbers": numbers,
+        "averaging": vars(warmup.averaging),
+        "kernel": {name: getattr(run.kernel, name) for name in run.kernel.remembered},
+        "seconds": [run.warmup_seconds, run.sampling_seconds],
+        "gradients": run.gradients,
+    }
+    save_tensors(path, tensors, notes)
+
+
+def read_run(path: str | Path, sampler: Any, density: Any, warmup: Warmup) -> "Run":
+    """The run that `write_run` wrote, with torch's random state as it was then.
+
+    Raises:
+        FileError: the file is damaged, or belongs to another run.
+    """
+    from ppl_dgm.inference.sampling import Run
+
+    tensors, notes = load_tensors(path)
+    if not isinstance(notes, dict) or "averaging" not in notes or "run" not in notes:
+        raise FileError(f"{path} is no checkpoint of a sampler; give another file for checkpoint=.")
+    _compare(path, notes["run"], _signature(sampler, density))
+    device = density.device
+    point = Point(*(tensors[f"point/{name}"].to(device) for name in ("z", "value", "gradient")))
+    _check_density(path, density, point)
+    warmup.metric = Metric(tensors["metric"].to(device))
+    warmup.averaging = DualAveraging(**notes["averaging"])
+    lists = {
+        name: list(tensors[f"list/{name}"].to(device).unbind(0)) if f"list/{name}" in tensors else []
+        for name in ("z", "gradients", "draws")
+    }
+    warmup._z, warmup._gradients = lists["z"], lists["gradients"]
+    columns = {
+        name.removeprefix("stats/"): value.to(device).unbind(0)
+        for name, value in tensors.items()
+        if name.startswith("stats/")
+    }
+    columns |= notes["numbers"]
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(len(lists["draws"]))]
+    kernel = sampler.kernel()
+    for name in kernel.remembered:
+        setattr(kernel, name, notes["kernel"][name])
+    torch.set_rng_state(tensors["random/cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    run = Run(point, warmup, kernel, notes["t"], lists["draws"][: sampler.draws], rows[: sampler.draws])
+    run.warmup_seconds, run.sampling_seconds = notes["seconds"]
+    run.gradients = notes["gradients"]
+    return run
+
+
+def _signature(sampler: Any, density: Any) -> dict[str, Any]:
+    options = {f.name: str(getattr(sampler, f.name)) for f in fields(sampler) if f.name not in _FREE}
+    return {"method": type(sampler).__name__, **options, "dim": density.dim, "number type": str(density.dtype)}
+
+
+def _compare(path: str | Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    for name in {**theirs, **mine}:
+        if theirs.get(name) != mine.get(name):
+            raise FileError(
+                f"checkpoint {path} belongs to another run ({name} was {theirs.get(name)} and is {mine.get(name)}); remove it "
+                "or give another file for checkpoint=."
+            )
+
+
+def _check_density(path: str | Path, density: Any, point: Point) -> None:
+    counted = getattr(density, "gradients", 0)
+    value, _ = density.value_and_grad(point.z)
+    if hasattr(density, "gradients"):
+        density.gradients = counted
+    if not torch.allclose(value, point.value, rtol=1e-4, atol=1e-3):
+        raise FileError(
+            f"checkpoint {path} belongs to another program or other data (the log density at its points is another); "
+            "remove it or give another file for checkpoint=."
+        )

@@ -1,0 +1,265 @@
+"""The driver that every sampler on a LogDensity shares: warm-up, draws, statistics, resumption, Posterior."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.density import LogDensity
+from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.inference.adaptation import Warmup
+from ppl_dgm.inference.hamiltonian import Density, Metric, Point
+from ppl_dgm.inference.resuming import read_run, write_run
+from ppl_dgm.progress import progress
+from ppl_dgm.results import Cost, Posterior
+
+__all__ = ["Drawn", "HamiltonianSampler", "Kernel", "Run"]
+
+METRICS = ("auto", "dense", "diagonal")
+CHECKPOINT_SECONDS = 10.0  # at least so long between two checkpoints
+_ROUNDING = 0.05  # nats by which rounding may blur an acceptance before a warning
+
+
+@dataclass
+class Drawn:
+    """One step of all chains.
+
+    Attributes:
+        point: where they are now.
+        acceptance: the acceptance statistic of each, [chain].
+        stats: what else to keep of it, {name: [chain] or a number for all chains}.
+    """
+
+    point: Point
+    acceptance: Tensor
+    stats: dict[str, Any]
+
+
+class Kernel:
+    """How the chains take one step, and what it learns in warm-up besides step size and metric.
+
+    All that changes from step to step is a plain attribute named in `remembered`, so that a run can be resumed.
+    """
+
+    name = ""
+    remembered: tuple[str, ...] = ()
+
+    def step(
+        self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool
+    ) -> Drawn:
+        """One transition that leaves the density invariant; t counts steps from the start of warm-up."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Warm-up is over."""
+
+
+@dataclass
+class Run:
+    """All that changes while sampling; what a checkpoint holds."""
+
+    point: Point
+    warmup: Warmup
+    kernel: Kernel
+    t: int
+    draws: list[Tensor]
+    rows: list[dict[str, Any]]
+    warmup_seconds: float = 0.0
+    sampling_seconds: float = 0.0
+    gradients: int = 0
+
+
+@dataclass(frozen=True)
+class HamiltonianSampler:
+    """Options that HMC, NUTS and ChEES share; each adds its own, and its kernel."""
+
+    chains: int = 4
+    warmup: int = 500
+    draws: int = 1000
+    target_accept: float = 0.8
+    metric: str = "auto"
+    step_size: float | None = None
+    backend: str = "eager"
+    dtype: torch.dtype | None = None
+    checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("chains", _is_count(self.chains, 1), "a whole number, at least 1"),
+            ("warmup", _is_count(self.warmup, 0), "a whole number, at least 0"),
+            ("draws", _is_count(self.draws, 1), "a whole number, at least 1"),
+            ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
+            ("metric", self.metric in METRICS, f"one of {', '.join(map(repr, METRICS))}"),
+            ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
+            ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
+            ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
+        ):
+            self._require(name, good, wanted)
+
+    def _require(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ProgramError(
+                f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}."
+            )
+
+    def kernel(self) -> Kernel:
+        """A fresh kernel with these options."""
+        raise NotImplementedError
+
+    def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
+        """Draw from the posterior; see `ppl_dgm.infer`.
+
+        Raises:
+            TaskUnavailable: the program has no density on R^d; the message names the site and what can be done.
+            NumericalError: no starting point has a finite density and gradient.
+            FileError: `checkpoint` is damaged or belongs to another run.
+        """
+        begun = time.perf_counter()
+        density = LogDensity(program, *args, dtype=self.dtype, backend=self.backend, **kwargs)
+        made = time.perf_counter() - begun
+        with torch.no_grad():
+            run = self.sample(density)
+            z = torch.stack(run.draws, 1)  # [chain, draw, d]
+            draws, deterministic = density.constrain(z)
+        cost = Cost(
+            steps=self.chains * self.draws,
+            seconds=time.perf_counter() - begun,
+            compile_seconds=made + _recording_seconds(density),
+            gradients=run.gradients,
+            warmup_seconds=run.warmup_seconds,
+            sampling_seconds=run.sampling_seconds,
+            path=density.path,
+        )
+        how = f"{run.kernel.name}, {self.chains} chain{'s' if self.chains > 1 else ''} of {self.warmup} + {self.draws}"
+        if density.summed:
+            how += f"; {', '.join(map(repr, density.summed))} summed out, so without draws"
+        return Posterior(
+            draws,
+            deterministic=deterministic,
+            stats=stacked(run.rows, self.chains),
+            cost=cost,
+            how=how,
+            kind="asymptotic",
+            program=program,
+        )
+
+    def sample(self, density: Any, initial: Tensor | None = None) -> Run:
+        """Warm up and draw on any density on R^d.
+
+        Arguments:
+            density: a `LogDensity`, or an object with `dim`, `dtype`, `device`, `value_and_grad` and `gradient`.
+            initial: starting points, [chain, d]; by default the density's own dispersed ones.
+
+        Returns:
+            the run, with `draws` a list of positions [chain, d] and `rows` one dictionary of statistics per draw.
+        """
+        with torch.no_grad():
+            run = self._begin(density, initial)
+            saved, counted = time.perf_counter(), getattr(density, "gradients", 0) - run.gradients
+            total = self.warmup + self.draws
+            with _progress(run.kernel.name, total, run.t) as report:
+                while run.t < total:
+                    self._advance(density, run, report)
+                    run.gradients = getattr(density, "gradients", 0) - counted
+                    if self.checkpoint is not None and (
+                        run.t == total or time.perf_counter() - saved > CHECKPOINT_SECONDS
+                    ):
+                        write_run(self.checkpoint, self, density, run)
+                        saved = time.perf_counter()
+        return run
+
+    def _begin(self, density: Any, initial: Tensor | None) -> Run:
+        """A new run, or the one that the checkpoint holds."""
+        begun = time.perf_counter()
+        warmup = Warmup(
+            self.warmup, self.target_accept, Warmup.wants_dense(self.metric, density.dim), self.step_size
+        )
+        if self.checkpoint is not None and Path(self.checkpoint).exists():
+            return read_run(self.checkpoint, self, density, warmup)
+        z = density.initial(self.chains) if initial is None else initial
+        point = warmup.begin(density, Point.at(density, z))
+        _check_rounding(point)
+        run = Run(point, warmup, self.kernel(), 0, [], [])
+        run.warmup_seconds = time.perf_counter() - begun
+        run.gradients = getattr(density, "gradients", 0)
+        return run
+
+    def _advance(self, density: Any, run: Run, report: Any) -> None:
+        """One step of all chains, and what is learned from it or kept of it."""
+        begun = time.perf_counter()
+        warmup, learning = run.warmup, run.t < self.warmup
+        step = warmup.step
+        drawn = run.kernel.step(density, warmup.metric, run.point, step, run.t, learning)
+        run.point = drawn.point
+        if learning:
+            acceptance = float(drawn.acceptance.mean())
+            warmup.update(density, run.point, acceptance, run.t)
+            if run.t + 1 == self.warmup:
+                self._finish_warmup(run)
+            report(step_size=step, acceptance=acceptance)
+            run.warmup_seconds += time.perf_counter() - begun
+        else:
+            run.draws.append(run.point.z)
+            run.rows.append(
+                {
+                    "lp": run.point.value,
+                    "acceptance_rate": drawn.acceptance,
+                    "step_size": step,
+                    **drawn.stats,
+                }
+            )
+            report(step_size=step)
+            run.sampling_seconds += time.perf_counter() - begun
+        run.t += 1
+
+    def _finish_warmup(self, run: Run) -> None:
+        run.warmup.finish()
+        run.kernel.settle()
+        if not run.warmup.step > 1e-12:
+            raise NumericalError(
+                f"{run.kernel.name}: the step size fell to {run.warmup.step:.1g}, since hardly any step is accepted; "
+                "look for jumps in the density, use dtype=torch.float64, or rescale the program's sites."
+            )
+
+
+def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:
+    """Statistics of each draw as tensors, {name: [chain, draw]}."""
+    table = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
+        if isinstance(first, Tensor):
+            table[name] = torch.stack(values, 1)
+        else:
+            table[name] = torch.tensor(values).expand(chains, -1).contiguous()
+    return table
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_rounding(point: Point) -> None:
+    blur = float(point.value.abs().median()) * torch.finfo(point.value.dtype).eps
+    if blur > _ROUNDING:
+        warnings.warn(
+            f"the log density is about {float(point.value.median()):.2g}, which {point.value.dtype} knows only to "
+            f"{blur:.2g} nats, so that acceptances are blurred; use dtype=torch.float64.",
+            RuntimeWarning,
+            stacklevel=6,
+        )
+
+
+def _recording_seconds(density: Any) -> float:
+    return float(sum(recorder.seconds for recorder in getattr(density, "_graphs", {}).values()))
+
+
+@contextmanager
+def _progress(label: str, total: int, done: int) -> Iterator[Any]:
+    with progress(label, total, done) as report:
+        yield report
