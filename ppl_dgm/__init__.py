@@ -11,6 +11,7 @@ _NAMES = {
     "infer": "tasks", "learn": "tasks", "sample": "tasks", "score": "tasks",
     "Fit": "results", "Posterior": "results", "Score": "results",
     "card": "cards", "check": "checking", "LogDensity": "density",
+    "Structure": "graphical.structure", "structure": "graphical.structure",
     "algorithm": "registry", "algorithms": "registry",
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",

@@ -70,7 +70,8 @@ def learn(
     fit = dgm.learn(program, dataset, method=_learner(program, method, epochs, out), seed=seed, device=device)
     fit.save(out)
     save_json(out / "run.json", {"model": type(program).__name__, "data": data, "binarise": binarise, "seed": seed})
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    for stale in ("checkpoint.safetensors", "scores.json", "posterior.safetensors", "samples.png", "samples.csv"):
+        (out / stale).unlink(missing_ok=True)  # of the run that this one replaces
     if len(fit.history) > 1:
         plots.save(plots.curves(fit.history, f"{program.name} on {data}"), out / "history.png")
     best = fit.history.iloc[-1] if "valid" not in fit.history else fit.history.loc[fit.history["valid"].idxmin()]

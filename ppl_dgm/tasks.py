@@ -162,7 +162,7 @@ def learn(
 
     program = _placed(as_program(program, guide), device)
     if hasattr(data, "train") and hasattr(data, "valid"):
-        if program.observed is not None:  # the whole set at once, since it knows the names of its columns and pixels
+        if program.observed is not None and not program.allows_missing:  # the whole set at once, since it knows the names of its columns and pixels
             check_observations(data, observed=program.observed, support=program.support, site=program.site)
         data, valid = data.train, (data.valid if len(data.valid) else None) if valid is None else valid
     (data, *args_checked) = _observations(program, (data, *args))

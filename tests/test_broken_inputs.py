@@ -248,7 +248,7 @@ COMMANDS = {  # name: (what is done to the folder, the command, words that must 
     "unknown argument": (None, f"{LEARN} {{place}}/table.csv --set layers=3", ["--set layers", "components"]),
     "argument without a value": (None, f"{LEARN} {{place}}/table.csv --set layers", ["--set layers", "name=value"]),
     "missing argument": (None, "learn mixture-of-categoricals --data {place}/table.csv --out {place}/new", ["components", "--set components="]),
-    "wrong support": (write("table.csv", ROWS + "0,1.5,2\n"), "learn circuit --out {place}/new --data {place}/table.csv", ["circuit|Circuit", "values"]),
+    "wrong support": (write("table.csv", ROWS + "0,1.5,2\n"), "learn circuit --out {place}/new --data {place}/table.csv", ["[6, 1]", "1.5", "an integer from 0 to"]),
     "occupied folder": (None, "learn mixture-of-categoricals --set components=2 --data {place}/table.csv --out {place}/run", ["run", "--overwrite"]),
     "out is a file": (None, "learn mixture-of-categoricals --set components=2 --epochs 1 --data {place}/table.csv --out {place}/table.csv", ["table.csv"]),
     "no run folder": (None, "score {place}/nowhere", ["nowhere", "ppl-dgm learn"]),

@@ -213,6 +213,8 @@ def test_check_finds_nothing_wrong(program):
     ids=["columns", "row", "empty", "NaN", "infinite"],
 )
 def test_bad_data_are_refused_before_anything_changes(program, verb, spoil, words):
+    if program.allows_missing and "missing" in words:
+        pytest.skip("a hole in the data is no mistake here")
     before = {k: v.clone() for k, v in program.state_dict().items()}
     with pytest.raises(DataError, match=words):
         verb(program, spoil(rows(program, 5)))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -307,7 +306,6 @@ class RealNVP(Program):
         }
 
 
-@dataclass(frozen=True)
 def _check(observed: int, values: int | None, flows: int, marginals: str) -> None:
     if observed < 2:
         raise ProgramError(f"RealNVP: observed is {observed!r}, but a coupling needs at least 2 dimensions.")

@@ -123,9 +123,14 @@ class Placement:
         return level
 
     def _inner_first(self) -> list[int]:
-        """Plates after those inside them; of two that cross and are of one size, the one at the right first."""
-        right_end = [max(self.rank[u] for u in members) for members in self.plates]
-        return sorted(range(len(self.plates)), key=lambda p: (len(self.plates[p]), -right_end[p], -p))
+        """Plates after those inside them; of two that cross, first the one whose label the other's border could meet."""
+        last = [max(self.rank[u] for u in members) * (1 if self.right else -1) for members in self.plates]
+        left, done = sorted(range(len(self.plates)), key=lambda p: (last[p], len(self.plates[p]), -p)), []
+        while left:
+            p = next(p for p in left if not any((p, q) in self.nested for q in left))
+            left.remove(p)
+            done.append(p)
+        return done
 
     def _meets(self, p: int, q: int) -> bool:
         return (p, q) in self.nested or (p, q) in self.crossing

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.graphs.rewrite import rewrite
+from ppl_dgm.graphs.simplify import simplify
 from ppl_dgm.graphs.tape import Node, NotRecordable, Tape, Value, map_structure, values_in
 
 __all__ = ["Plan", "plan"]
@@ -52,9 +53,10 @@ def plan(tape: Tape) -> Plan:
     kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], live)
     outside = {v.storage for v in tape.inputs} | live
     nodes, output = kept, tape.output
-    for _ in range(2):  # the second sweep sees the copies and duplicates that the first one laid bare
+    for _ in range(3):  # later sweeps see the copies, duplicates and unused values that earlier ones laid bare
         nodes, output = _Reducer(tape, nodes, output, dynamic, bound).run()
-        nodes = _without_dead(rewrite(_fuse_fills(nodes)), output, outside)
+        nodes = simplify(rewrite(_fuse_fills(nodes)), output, dynamic)
+        nodes = _without_dead(nodes, output, outside)
     made = {v for node in nodes for v in node.made} | set(tape.inputs)
     used = [v for node in nodes for v in node.reads] + values_in(output)
     bindings = {v: v.tensor.detach() for v in used if v not in made}

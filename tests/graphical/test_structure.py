@@ -115,7 +115,7 @@ def test_a_branch_between_sites_gives_both_and_the_reason_for_each() -> None:
 def test_a_program_that_cannot_run_says_why() -> None:
     def broken(y: Tensor) -> None:
         with pyro.plate("data", 4):
-            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+            pyro.sample("y", dist.Normal(torch.zeros(3), 1.0), obs=y)
 
     with pytest.raises(ProgramError, match="plate 'data' of size 4"):
         structure(broken, torch.zeros(3))
@@ -145,7 +145,7 @@ def test_long_chains_fold_to_two_slices() -> None:
     s = structure(hmm(12))
     assert set(s.graph.edges) == {
         ("a", "z[t-1]"), ("a", "z[t]"), ("z[t-1]", "z[t]"), ("z[t-1]", "y[t-1]"), ("z[t]", "y[t]"),
-    } - {("a", "z[t-1]")} | ({("a", "z[t-1]")} & set(s.graph.edges))  # fmt: skip
+    }  # fmt: skip
     assert s.graph.nodes["z[t]"]["markov"] == "t" and s.graph.nodes["z[t]"]["slices"] == 12
     assert s.unfolded.graph.has_edge("z_3", "z_4") and len(s.unfolded.graph) == 25
     with pytest.raises(ProgramError, match="unfolded"):
@@ -201,7 +201,7 @@ def test_two_hundred_sites_take_seconds() -> None:
     begin = time.process_time()
     s = structure(hmm(100))
     assert time.process_time() - begin < 2.0
-    assert s.unfolded.graph.number_of_edges() == 99 * 2 + 100 + ("a" in s.unfolded.parents("z_0"))
+    assert s.unfolded.graph.number_of_edges() == 99 + 100 + 100
 
 
 def test_the_probe_finds_every_hidden_edge_of_a_long_chain() -> None:

@@ -347,7 +347,7 @@ def markov_random_field() -> tuple:
 
 
 @case(
-    "l:linear.weight l:linear.bias l:noise i:x o:y@data",
+    "l:noise l:linear.weight l:linear.bias i:x o:y@data",
     "linear.weight linear.bias noise x > y",
     {"data": 7},
 )
@@ -361,8 +361,9 @@ def bayesian_regression() -> tuple:
 
         def forward(self, x: Tensor, y: Tensor) -> None:
             noise = pyro.sample("noise", dist.HalfNormal(1.0))
+            mean = self.linear(x).squeeze(-1)
             with pyro.plate("data", len(x)):
-                pyro.sample("y", dist.Normal(self.linear(x).squeeze(-1), noise), obs=y)
+                pyro.sample("y", dist.Normal(mean, noise), obs=y)
 
     return Regression(), torch.randn(7, 2), torch.randn(7)
 

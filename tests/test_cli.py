@@ -1,0 +1,149 @@
+"""The command line: every command on a small table, its JSON, its exit status, and a run that was interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ppl_dgm as dgm
+from ppl_dgm.cli import app
+
+RUNNER = CliRunner()
+
+
+def call(*arguments, status=0):
+    result = RUNNER.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.output
+
+
+def call_json(*arguments, status=0):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(call(*arguments, "--json", status=status), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "table.csv"
+    rows = np.random.default_rng(0).integers(0, 3, (60, 4))
+    np.savetxt(path, rows, fmt="%d", delimiter=",", header="a,b,c,d", comments="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table):
+    out = table.parent / "run"
+    call("learn", "vae", "--data", table, "--out", out, "--set", "latent=2", "--set", "hidden=8", "--epochs", 2, "--seed", 1)
+    return out
+
+
+def test_learn_writes_a_whole_run_folder(run):
+    assert {"config.json", "weights.safetensors", "history.json", "run.json", "history.png"} <= {p.name for p in run.iterdir()}
+    assert not (run / "checkpoint.safetensors").exists()
+    fit = dgm.Fit.load(run)
+    assert (fit.program.observed, fit.program.values, fit.program.latent) == (4, 3, 2) and len(fit.history) == 2
+
+
+def test_score_is_what_the_library_says_and_is_kept(run, table):
+    row = call_json("score", run, "--split", "valid", "--seed", 4)
+    score = dgm.score(dgm.Fit.load(run).program, dgm.data.load(table).valid, seed=4)
+    assert (row["kind"], row["examples"]) == ("lower_bound", 6)
+    assert row["nats"] == pytest.approx(score.mean().value) and row["stderr"] == pytest.approx(score.mean().stderr)
+    text = call("score", run, "--split", "valid", "--method", "elbo")
+    assert "(lower bound)" in text and "nats per example" in text
+    assert [r["split"] for r in json.loads((run / "scores.json").read_text())[-2:]] == ["valid", "valid"]
+
+
+def test_sample_writes_a_table_with_the_datas_columns(run, tmp_path):
+    told = call_json("sample", run, "-n", 7, "--seed", 2, "--out", tmp_path / "s.csv")
+    assert told["shape"] == [7, 4]
+    assert (tmp_path / "s.csv").read_text().splitlines()[0] == "a,b,c,d"
+    x = dgm.sample(dgm.Fit.load(run).program, 7, seed=2)["x"]
+    assert np.array_equal(np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1), x.numpy())
+    assert call("sample", run, "-n", 3) and (run / "samples.csv").exists()
+
+
+def test_infer_prints_means_and_keeps_draws(run):
+    told = call_json("infer", run, "--rows", 100, "--seed", 3)  # more than there are
+    post = dgm.Posterior.load(run)
+    assert told["kind"] == post.kind == "approximate" and len(told["posterior"]) == 6 == post.draws["z"].shape[2]
+    assert torch.allclose(torch.tensor([r["mean"] for r in told["posterior"]]), post.mean("z"), atol=1e-5)
+    assert "mean ± sd" in call("infer", run, "--rows", 2)
+
+
+def test_card_and_models(run, table):
+    assert [row["task"] for row in call_json("card", "mixture-of-categoricals", "--set", "components=2")["tasks"]] == ["sample", "score", "infer", "learn"]
+    measured = call_json("card", run)
+    assert measured["program"] == "VAE" and {r["task"] for r in measured["tasks"] if r["seconds"]} == {"sample", "score", "infer"}
+    rows = call_json("models")
+    assert [row["model"] for row in rows] == dgm.models.names() and all(row["summary"] and row["score"] for row in rows)
+    assert "importance weighting" in call("card", "vae", "--data", table)
+
+
+def test_check_exits_with_one_if_something_is_wrong(tmp_path, table):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def good(x):\n    with pyro.plate('data', len(x)):\n        pyro.sample('x', dist.Poisson(1.0).expand([4]).to_event(1), obs=x)\n"
+        "def bad(x):\n    with pyro.plate('data', 3):\n        pyro.sample('x', dist.Poisson(1.0).expand([4]).to_event(1), obs=x)\n"
+    )
+    good = call_json("check", f"{path}:good", "--data", table)
+    assert good["problems"] == [] and good["sites"][0]["name"] == "x"
+    bad = call_json("check", f"{path}:bad", "--data", table, status=1)
+    assert "plate 'data' of size 3" in bad["problems"][0]
+    assert "wrong:" in call("check", f"{path}:bad", "--data", table, status=1)
+
+
+def test_overwrite_replaces_the_run_and_what_was_said_of_it(table, tmp_path):
+    arguments = ("learn", "mixture-of-categoricals", "--data", table, "--out", tmp_path, "--set", "components=2", "--epochs", 1)
+    assert call_json(*arguments)["out"] == str(tmp_path)
+    call("score", tmp_path)
+    call(*arguments, "--overwrite")
+    assert not (tmp_path / "scores.json").exists()  # those were another program's
+
+
+@pytest.mark.parametrize("arguments", [("learn",), ("score", "x", "--nonsense"), ("nonsense",)])
+def test_wrong_usage_exits_with_two(arguments):
+    call(*arguments, status=2)
+
+
+def test_help_exits_with_zero():
+    assert all(name in call("--help") for name in ("models", "learn", "score", "sample", "infer", "card", "check"))
+
+
+def test_a_killed_run_goes_on_where_it_was(table, tmp_path):
+    """kill -9 after the first checkpoint; the same command then finishes, as if nothing had been."""
+    learn = (
+        "import sys, ppl_dgm.cli as cli, dataclasses\n"
+        "old = cli._learner\n"
+        "cli._learner = lambda *a: dataclasses.replace(old(*a), checkpoint_seconds=0.0)\n"
+        "cli.main()\n"
+    )
+
+    def command(out, epochs):
+        options = f"learn vae --data {table} --out {out} --set latent=2 --set hidden=8 --epochs {epochs}"
+        return [sys.executable, "-c", learn, *options.split()]
+
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(command(broken, 100000), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (broken / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    from ppl_dgm.files import load_tensors
+
+    done = load_tensors(broken / "checkpoint.safetensors")[1]["epoch"]  # whole, whenever the process died
+    assert done >= 1 and not (broken / "config.json").exists()
+    subprocess.run(command(broken, done + 2), check=True, stdout=subprocess.DEVNULL)
+    assert list(dgm.Fit.load(broken).history["epoch"]) == list(range(1, done + 3))
