@@ -52,7 +52,7 @@ def batched_runs(function: Callable[..., T], count: int, *each: Any) -> T:
 
 def _foreign_states() -> tuple:
     name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, keys.tobytes(), *rest  # type: ignore[union-attr]
+    return random.getstate(), name, np.asarray(keys).tobytes(), *rest
 
 
 @contextmanager

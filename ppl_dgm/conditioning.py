@@ -13,9 +13,18 @@ from torch import Tensor
 from .errors import ProgramError, TaskUnavailable
 from .tracing import sites
 
-__all__ = ["check_given", "fit_given"]
+__all__ = ["Unobserve", "check_given", "fit_given"]
 
 _RUNS = 8
+
+
+class Unobserve(Messenger):
+    """Draw what a program observes, too. Pyro's `uncondition` would also redraw deterministic sites, which a plate then repeats."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] or msg["infer"].get("_deterministic") or type(msg["fn"]).__name__ == "Unit":
+            return
+        msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
 def fit_given(given: dict[str, Tensor], first: dict[str, Tensor], n: int, stacked: bool) -> dict[str, Tensor]:
@@ -41,10 +50,14 @@ def fit_given(given: dict[str, Tensor], first: dict[str, Tensor], n: int, stacke
         one = like.shape if stacked else like.shape[1:]
         whole = torch.Size((n, *like.shape)) if stacked else like.shape
         if value.shape not in (one, whole):
-            raise ProgramError(f"given: site {name!r} takes a value of shape {tuple(one)}, or {tuple(whole)} for all {n} draws, not {tuple(value.shape)}.")
+            raise ProgramError(
+                f"given: site {name!r} takes a value of shape {tuple(one)}, or {tuple(whole)} for all {n} draws, not {tuple(value.shape)}."
+            )
         cast = value.to(like.dtype)
         if not like.is_floating_point() and not torch.equal(cast.double(), value.double()):
-            raise ProgramError(f"given: site {name!r} takes whole numbers, but {value.flatten()[0]:g} was given; round them.")
+            raise ProgramError(
+                f"given: site {name!r} takes whole numbers, but {value.flatten()[0]:g} was given; round them."
+            )
         fitted[name] = cast if value.shape == whole else cast.expand(whole)
     return fitted
 
@@ -68,7 +81,10 @@ def check_given(story: Callable, given: dict[str, Tensor], args: tuple, kwargs: 
         traces = [poutine.trace(fixed).get_trace(*args, **kwargs) for _ in range(_RUNS)]
     for name, ancestors in _ancestors(fixed, given, args, kwargs).items():
         if ancestors:
-            raise _refusal(name, " and ".join(f"site {ancestor!r}" for ancestor in sorted(ancestors)) + ", which is not given")
+            raise _refusal(
+                name,
+                " and ".join(f"site {ancestor!r}" for ancestor in sorted(ancestors)) + ", which is not given",
+            )
     for name in given:
         found = [_log_prob(trace, name) for trace in traces]
         if any(other is None or not torch.allclose(found[0], other, equal_nan=True) for other in found):  # type: ignore[arg-type]
@@ -99,7 +115,9 @@ class _Examining(Messenger):
         if name in self.given and msg["infer"].get("_deterministic"):
             raise ProgramError(f"given: site {name!r} is computed from other sites; give those.")
         if name in self.given and not bool(msg["fn"].support.check(msg["value"]).all()):
-            raise ProgramError(f"given: the value of site {name!r} lies outside its support, {msg['fn'].support}; give one inside it.")
+            raise ProgramError(
+                f"given: the value of site {name!r} lies outside its support, {msg['fn'].support}; give one inside it."
+            )
 
 
 class _Tagging(Messenger):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .densities.blame import LastSite, worst_site
-from .densities.coordinates import Coordinates, Layout, layout
+from .densities.coordinates import Layout, layout
 from .densities.joint import Joint
+from .densities.log_einsum import mappable_hmm
 from .densities.reference import reference
 from .errors import DgmError, NumericalError, ProgramError, TaskUnavailable
-from .graphs import Recorder, value_and_gradient
+from .graphs import Recorder, short_bernoulli, value_and_gradient
 from .program import as_program
 from .randomness import seeded
 
@@ -89,6 +90,7 @@ class LogDensity:
         self.gradients = 0
         self._args, self._kwargs = args, kwargs
         self._graphs: dict[str, Recorder] = {}
+        self._known: set[tuple[int, Recorder]] = set()  # numbers of chains that have been recorded
         found = self._discover(dtype)
         self.dim, self.sites, self.summed = found.dim, found.sites, found.summed
         self.device = found.device
@@ -132,6 +134,37 @@ class LogDensity:
         """What the observed sites and factors add to the log density, [chains]."""
         return self._call("parts", self._batched("log_parts"), z)[1]
 
+    def parts_and_grads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prior and likelihood apart, each with its gradient: (log_prior [chains], log_likelihood [chains],
+        their gradients [chains, d]). Any tempered density log_prior + beta * log_likelihood follows from them."""
+        self.gradients += 1 if z.dim() == 1 else len(z)
+        prior, likelihood, first, second = self._call("parts_and_grads", self._parts_differentiated, z)
+        return prior, likelihood, first, second
+
+    def pointwise(self, z: Tensor) -> dict[str, Tensor]:
+        """The log density of each observation, {observed site: [..., *batch]}, for z [..., d]; not of factors.
+
+        Raises:
+            TaskUnavailable: discrete sites are summed out, so that observations are not independent given z.
+        """
+        if self.summed:
+            raise TaskUnavailable(
+                f"site {self.summed[0]!r} is summed out, so the observations have no log densities of their own given the "
+                "other sites; write the mixture as dist.MixtureSameFamily, which has them."
+            )
+        flat = z.reshape(-1, self.dim)
+        parts = [self._mapped(self._joint.pointwise, rows) for rows in flat.split(_ROWS)]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: value.reshape(*z.shape[:-1], *value.shape[1:]) for name, value in joined.items()}
+
+    def _parts_differentiated(self, z: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad(), short_bernoulli():
+            z = z.detach().requires_grad_()
+            prior, likelihood = self._batched("log_parts")(z)
+            first = _gradient(prior, z)
+            second = _gradient(likelihood, z)
+        return prior.detach(), likelihood.detach(), first, second
+
     def _call(self, what: str, function: Callable[..., Any], z: Tensor) -> tuple[Tensor, ...]:
         if z.dim() == 1:
             return tuple(result[0] for result in self._call(what, function, z[None]))
@@ -141,15 +174,31 @@ class LogDensity:
             )
         if what not in self._graphs:
             self._graphs[what] = Recorder(self._inside(function), backend=self.backend)
-            self._graphs[what].path = self.path
         recorder = self._graphs[what]
         if self.path == "python":
+            recorder.path = "python"
+        if self.vectorize == "loop" and self.path == "recorded":
+            parts = [self._replay(recorder, row) for row in z.split(1)]
+            return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        return self._replay(recorder, z)
+
+    def _replay(self, recorder: Recorder, z: Tensor) -> tuple[Tensor, ...]:
+        """A replay; the first call with so many chains records, and says once if it cannot."""
+        if self.path == "python" or (z.shape[0], recorder) in self._known:
+            return recorder(z)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             result = recorder(z)
-        elif self.vectorize == "loop":
-            parts = [recorder(row) for row in z[:, None].unbind(0)]
-            result = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-        else:
-            result = recorder(z)
+        self._known.add((z.shape[0], recorder))
+        unrecorded = recorder.path == "python"
+        for warning in caught:
+            if not (unrecorded and "without a recorded graph" in str(warning.message)):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if unrecorded:
+            self.path = "python"
+            self.reason = "; ".join(filter(None, [self.reason, f"recording fails: {recorder.reason}"]))
+            text = f"{self.program.name!r} runs through Pyro at every call, which is slow: {self.reason}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
         return result
 
     def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -282,7 +331,7 @@ class LogDensity:
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
-            with self.program.running(), pyro.validation_enabled(False):
+            with self.program.running(), pyro.validation_enabled(False), mappable_hmm():
                 yield
         finally:
             torch.set_default_dtype(before)
@@ -393,7 +442,12 @@ class LogDensity:
         return f"LogDensity({self.program.name!r}, dim={self.dim}, dtype={self.dtype}, vectorize={self.vectorize!r}, path={self.path!r})"
 
 
-_unused = Coordinates
+def _gradient(values: Tensor, z: Tensor) -> Tensor:
+    """Zero where the values do not depend on z (no observations, or flat priors on the real line)."""
+    if not values.requires_grad:
+        return torch.zeros_like(z)
+    (gradient,) = torch.autograd.grad(values.sum(), z, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(z) if gradient is None else gradient
 
 
 def _close(a: Tensor, b: Tensor, relative: float) -> bool:

@@ -74,7 +74,7 @@ class _OwnParameters(Messenger):
         value.unconstrained = weakref.ref(_free(holder)[key])
         msg["value"], msg["done"] = value, True
 
-    def _adopt(self, name: str, parameter: nn.Parameter | None, constraint: constraints.Constraint = constraints.real) -> None:
+    def _adopt(self, name: str, parameter: Any, constraint: constraints.Constraint = constraints.real) -> None:
         """Make a module's parameter one of the program's, so that it is learned and saved; loaded values go into the module."""
         if parameter is None or id(parameter) in self.known:
             return

@@ -37,7 +37,8 @@ class Mean(NamedTuple):
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.stderr:.2f} ({self.kind.replace('_', ' ')})"
+        spread = "" if math.isnan(self.stderr) else f" ± {self.stderr:.2f}"
+        return f"{self.value:.2f}{spread} ({self.kind.replace('_', ' ')})"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Score:
 
     def __repr__(self) -> str:
         how = f", {self.how}" if self.how else ""
-        return f"Score({self.mean()}, {len(self)} examples{how})"
+        return f"Score({self.mean()}, {len(self)} example{'s' * (len(self) != 1)}{how})"
 
     def mean(self) -> Mean:
         """The average over examples, with its standard error over examples (sampling of the data, not Monte Carlo)."""

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from .batched import batched_runs
-from .conditioning import check_given, fit_given
+from .conditioning import Unobserve, check_given, fit_given
 from .errors import DgmError, ProgramError, TaskUnavailable
 from .program import Program, as_program
 from .randomness import seeded
@@ -58,7 +57,7 @@ def sample(
         simulate = getattr(program, "simulate", None)
         if simulate is not None:
             return simulate(n, given=given or None)
-        story = poutine.uncondition(program.run_model)
+        story = Unobserve()(program.run_model)
         if program.draws_n:
             kwargs = {**kwargs, "n": n}
             if given:
@@ -181,15 +180,13 @@ def predict(posterior: Posterior, *args: Any, seed: int | None = None, **kwargs:
     """Observed and deterministic sites drawn anew under each posterior draw, {site: [draw, *shape]}; see `Posterior.predict`."""
     program = posterior.program
     draws = {name: value.flatten(0, 1) for name, value in posterior.unweighted(seed).draws.items()}
-    count = len(next(iter(draws.values())))
-    collected: dict[str, list[Tensor]] = {}
     with torch.no_grad(), seeded(seed), program.running(), evaluating(program):
-        for i in range(count):
-            fixed = poutine.condition(poutine.uncondition(program.run_model), {name: value[i] for name, value in draws.items()})
-            for name, value in _values(fixed, *args, **kwargs).items():
-                if name not in draws:
-                    collected.setdefault(name, []).append(value)
-    return {name: torch.stack(values) for name, values in collected.items()}
+        story = Unobserve()(program.run_model)
+
+        def run(fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v for k, v in _values(poutine.condition(story, fixed), *args, **kwargs).items() if k not in fixed}
+
+        return _each(run, len(next(iter(draws.values()))), draws)
 
 
 # -- choosing a method -------------------------------------------------------------------------------------------------
@@ -300,11 +297,16 @@ def _stacked(story: Callable, n: int, given: dict[str, Tensor], args: tuple, kwa
 
     if n == 1 and not given:
         return {name: value[None] for name, value in first.items()}
+    return _each(run, n, given)
+
+
+def _each(run: Callable[[dict[str, Tensor]], dict[str, Tensor]], n: int, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """n runs, each with its own row of the given values, stacked on the left."""
     try:
         return batched_runs(run, n, given)
     except (RuntimeError, ValueError, NotImplementedError):  # Python branches on values, masks, operations without a batching rule
         runs = [run({name: value[i] for name, value in given.items()}) for i in range(n)]
     try:
-        return {name: torch.stack([values[name] for values in runs]) for name in {**first, **runs[0]}}
+        return {name: torch.stack([values[name] for values in runs]) for name in runs[0]}
     except (KeyError, RuntimeError):
         raise TaskUnavailable("the sites or their shapes differ from run to run, so that draws cannot be stacked; draw with n=1.") from None

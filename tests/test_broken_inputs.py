@@ -40,7 +40,9 @@ def place(finished, tmp_path):
     """A copy of it for each case: `table.csv` and `run/`."""
     shutil.copytree(finished, tmp_path / "place")
     run = json.loads((tmp_path / "place/run/run.json").read_text())
-    (tmp_path / "place/run/run.json").write_text(json.dumps({**run, "data": str(tmp_path / "place/table.csv")}))
+    (tmp_path / "place/run/run.json").write_text(
+        json.dumps({**run, "data": str(tmp_path / "place/table.csv")})
+    )
     return tmp_path / "place"
 
 
@@ -63,7 +65,11 @@ def run_command(line):
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 # -- through the library -------------------------------------------------------------------------------------------
@@ -175,7 +181,12 @@ def no_parameters(x):
 
 
 def is_one_sentence(text):
-    return "\n" not in text and text.rstrip().endswith((".", "'", '"', ")")) and "Traceback" not in text and "Trace Shapes" not in text
+    return (
+        "\n" not in text
+        and text.rstrip().endswith((".", "'", '"', ")"))
+        and "Traceback" not in text
+        and "Trace Shapes" not in text
+    )
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -212,7 +223,12 @@ def objects(place):
 
 def another_checkpoint(place):
     program = dgm.models.VAE(3, 3, latent=2, hidden=4)
-    dgm.learn(program, torch.zeros(20, 3), method=dgm.SVI(epochs=1, checkpoint=place / "new" / "checkpoint.safetensors"), seed=0)
+    dgm.learn(
+        program,
+        torch.zeros(20, 3),
+        method=dgm.SVI(epochs=1, checkpoint=place / "new" / "checkpoint.safetensors"),
+        seed=0,
+    )
 
 
 def truncated_checkpoint(place):
@@ -224,12 +240,18 @@ def wrong_hash(place):
     small = np.zeros
     np.savez(
         place / "debd.npz",
-        **{"nltcs/train": small((16181, 16), np.uint8), "nltcs/valid": small((2157, 16), np.uint8), "nltcs/test": small((3236, 16), np.uint8)},
+        **{
+            "nltcs/train": small((16181, 16), np.uint8),
+            "nltcs/valid": small((2157, 16), np.uint8),
+            "nltcs/test": small((3236, 16), np.uint8),
+        },
     )
 
 
 LEARN = "learn mixture-of-categoricals --set components=2 --epochs 2 --out {place}/new --data"
-SMALL_VAE = "learn vae --set latent=2 --set hidden={hidden} --epochs 1 --out {{place}}/new --data {{place}}/table.csv"
+SMALL_VAE = (
+    "learn vae --set latent=2 --set hidden={hidden} --epochs 1 --out {{place}}/new --data {{place}}/table.csv"
+)
 ROWS = "0,1,2\n" * 12
 COMMANDS = {  # name: (what is done to the folder, the command, words that must occur)
     "empty file": (write("table.csv", ""), f"{LEARN} {{place}}/table.csv", ["table.csv", "empty"]),

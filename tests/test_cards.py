@@ -44,8 +44,16 @@ def test_passes_are_counted_on_the_busiest_network(steps):
     [
         (schools, (torch.zeros(3), torch.ones(3)), ("exact", "unavailable", "asymptotic", "approximate")),
         (schools, (), ("exact", "unavailable", "unavailable", "approximate")),
-        (lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x), (torch.tensor(0.0),), ("exact", "exact", "unavailable", "approximate")),
-        (lambda x: pyro.sample("x", dist.Normal(pyro.sample("k", dist.Bernoulli(0.5)), 1.0), obs=x), (torch.tensor(0.0),), ("exact",) * 3 + ("approximate",)),
+        (
+            lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x),
+            (torch.tensor(0.0),),
+            ("exact", "exact", "unavailable", "approximate"),
+        ),
+        (
+            lambda x: pyro.sample("x", dist.Normal(pyro.sample("k", dist.Bernoulli(0.5)), 1.0), obs=x),
+            (torch.tensor(0.0),),
+            ("exact",) * 3 + ("approximate",),
+        ),
     ],
 )
 def test_a_strangers_program_gets_a_card_that_the_verbs_keep(program, args, kinds):
@@ -58,7 +66,12 @@ def test_a_strangers_program_gets_a_card_that_the_verbs_keep(program, args, kind
 
 
 def test_a_guide_changes_what_can_be_answered():
-    card = dgm.card(schools, torch.zeros(3), torch.ones(3), guide=lambda y, sigma: pyro.sample("mu", dist.Normal(0.0, 1.0)))
+    card = dgm.card(
+        schools,
+        torch.zeros(3),
+        torch.ones(3),
+        guide=lambda y, sigma: pyro.sample("mu", dist.Normal(0.0, 1.0)),
+    )
     assert (card.answers["score"].kind, card.answers["infer"].kind) == ("lower_bound", "approximate")
 
 

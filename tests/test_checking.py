@@ -60,7 +60,10 @@ def test_the_table_says_what_the_program_says():
     assert rows["w"] == ("latent", "Dirichlet", "() | (3,)", "", "a vector that sums to one")
     assert rows["k"] == ("latent", "Categorical", "(3,) | ()", "data[3]", "an integer from 0 to 2")
     assert rows["double"][0] == "deterministic"
-    assert rows["y"] == ("observed", "Normal", "(2, 3) | (4,)", "inner[2] data[3]", "a real number") or rows["y"][3] == "data[3] inner[2]"
+    assert (
+        rows["y"] == ("observed", "Normal", "(2, 3) | (4,)", "inner[2] data[3]", "a real number")
+        or rows["y"][3] == "data[3] inner[2]"
+    )
     assert rows["energy"][0] == "factor"
 
 
@@ -142,7 +145,10 @@ def test_a_mistake_is_one_sentence_with_the_place_and_the_remedy(name):
     assert "\n" not in problems[0] and problems[0].endswith(".") and "Trace Shapes" not in problems[0]
 
 
-@pytest.mark.parametrize("name", ["plate too short", "binary support", "site twice", "scale negative", "distribution against plate"])
+@pytest.mark.parametrize(
+    "name",
+    ["plate too short", "binary support", "site twice", "scale negative", "distribution against plate"],
+)
 def test_the_verbs_raise_the_same_sentence(name):
     program, argument, _, _ = MISTAKES[name]
     args = () if argument is None else (argument,)
@@ -284,5 +290,7 @@ def test_the_first_place_that_is_not_finite_is_named():
     nan = float("nan")
     assert first_nonfinite(Program(1.0, 0.0), (torch.tensor(0.0),)) is None
     assert "parameter 'weight' holds nan" in first_nonfinite(Program(nan, 0.0), (torch.tensor(0.0),))
-    assert "in the model, site 'z' (Normal) has loc = nan" in first_nonfinite(Program(1.0, nan), (torch.tensor(0.0),))
+    assert "in the model, site 'z' (Normal) has loc = nan" in first_nonfinite(
+        Program(1.0, nan), (torch.tensor(0.0),)
+    )
     assert "site 'x' has the value inf" in first_nonfinite(Program(1.0, 0.0), (torch.tensor(float("inf")),))

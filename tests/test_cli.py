@@ -1,5 +1,6 @@
 """The command line: every command on a small table, its JSON, its exit status, and a run that was interrupted."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -42,22 +43,43 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(table):
     out = table.parent / "run"
-    call("learn", "vae", "--data", table, "--out", out, "--set", "latent=2", "--set", "hidden=8", "--epochs", 2, "--seed", 1)
+    call(
+        "learn",
+        "vae",
+        "--data",
+        table,
+        "--out",
+        out,
+        "--set",
+        "latent=2",
+        "--set",
+        "hidden=8",
+        "--epochs",
+        2,
+        "--seed",
+        1,
+    )
     return out
 
 
 def test_learn_writes_a_whole_run_folder(run):
-    assert {"config.json", "weights.safetensors", "history.json", "run.json", "history.png"} <= {p.name for p in run.iterdir()}
+    assert {"config.json", "weights.safetensors", "history.json", "run.json", "history.png"} <= {
+        p.name for p in run.iterdir()
+    }
     assert not (run / "checkpoint.safetensors").exists()
     fit = dgm.Fit.load(run)
-    assert (fit.program.observed, fit.program.values, fit.program.latent) == (4, 3, 2) and len(fit.history) == 2
+    assert (fit.program.observed, fit.program.values, fit.program.latent) == (4, 3, 2) and len(
+        fit.history
+    ) == 2
 
 
 def test_score_is_what_the_library_says_and_is_kept(run, table):
     row = call_json("score", run, "--split", "valid", "--seed", 4)
     score = dgm.score(dgm.Fit.load(run).program, dgm.data.load(table).valid, seed=4)
     assert (row["kind"], row["examples"]) == ("lower_bound", 6)
-    assert row["nats"] == pytest.approx(score.mean().value) and row["stderr"] == pytest.approx(score.mean().stderr)
+    assert row["nats"] == pytest.approx(score.mean().value) and row["stderr"] == pytest.approx(
+        score.mean().stderr
+    )
     text = call("score", run, "--split", "valid", "--method", "elbo")
     assert "(lower bound)" in text and "nats per example" in text
     assert [r["split"] for r in json.loads((run / "scores.json").read_text())[-2:]] == ["valid", "valid"]
@@ -75,17 +97,27 @@ def test_sample_writes_a_table_with_the_datas_columns(run, tmp_path):
 def test_infer_prints_means_and_keeps_draws(run):
     told = call_json("infer", run, "--rows", 100, "--seed", 3)  # more than there are
     post = dgm.Posterior.load(run)
-    assert told["kind"] == post.kind == "approximate" and len(told["posterior"]) == 6 == post.draws["z"].shape[2]
+    assert (
+        told["kind"] == post.kind == "approximate" and len(told["posterior"]) == 6 == post.draws["z"].shape[2]
+    )
     assert torch.allclose(torch.tensor([r["mean"] for r in told["posterior"]]), post.mean("z"), atol=1e-5)
     assert "mean ± sd" in call("infer", run, "--rows", 2)
 
 
 def test_card_and_models(run, table):
-    assert [row["task"] for row in call_json("card", "mixture-of-categoricals", "--set", "components=2")["tasks"]] == ["sample", "score", "infer", "learn"]
+    assert [
+        row["task"] for row in call_json("card", "mixture-of-categoricals", "--set", "components=2")["tasks"]
+    ] == ["sample", "score", "infer", "learn"]
     measured = call_json("card", run)
-    assert measured["program"] == "VAE" and {r["task"] for r in measured["tasks"] if r["seconds"]} == {"sample", "score", "infer"}
+    assert measured["program"] == "VAE" and {r["task"] for r in measured["tasks"] if r["seconds"]} == {
+        "sample",
+        "score",
+        "infer",
+    }
     rows = call_json("models")
-    assert [row["model"] for row in rows] == dgm.models.names() and all(row["summary"] and row["score"] for row in rows)
+    assert [row["model"] for row in rows] == dgm.models.names() and all(
+        row["summary"] and row["score"] for row in rows
+    )
     assert "importance weighting" in call("card", "vae", "--data", table)
 
 
@@ -104,7 +136,18 @@ def test_check_exits_with_one_if_something_is_wrong(tmp_path, table):
 
 
 def test_overwrite_replaces_the_run_and_what_was_said_of_it(table, tmp_path):
-    arguments = ("learn", "mixture-of-categoricals", "--data", table, "--out", tmp_path, "--set", "components=2", "--epochs", 1)
+    arguments = (
+        "learn",
+        "mixture-of-categoricals",
+        "--data",
+        table,
+        "--out",
+        tmp_path,
+        "--set",
+        "components=2",
+        "--epochs",
+        1,
+    )
     assert call_json(*arguments)["out"] == str(tmp_path)
     call("score", tmp_path)
     call(*arguments, "--overwrite")
@@ -117,15 +160,64 @@ def test_wrong_usage_exits_with_two(arguments):
 
 
 def test_help_exits_with_zero():
-    assert all(name in call("--help") for name in ("models", "learn", "score", "sample", "infer", "card", "check"))
+    assert all(
+        name in call("--help") for name in ("models", "learn", "score", "sample", "infer", "card", "check")
+    )
 
 
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(table, tmp_path, monkeypatch):
+    """Stopped after the second of four epochs; the same command then gives the history of a run without a stop."""
+    from ppl_dgm import cli
+    from ppl_dgm.inference import training
+
+    old, write, written = cli._learner, training.write_checkpoint, []
+    monkeypatch.setattr(cli, "_learner", lambda *a: dataclasses.replace(old(*a), checkpoint_seconds=0.0))
+
+    def stop_after_two(*arguments):
+        write(*arguments)
+        written.append(1)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    def learn(out):
+        return RUNNER.invoke(
+            app,
+            [
+                "learn",
+                "vae",
+                "--data",
+                str(table),
+                "--out",
+                str(out),
+                "--set",
+                "latent=2",
+                "--set",
+                "hidden=8",
+                "--epochs",
+                "4",
+            ],
+        )
+
+    monkeypatch.setattr(training, "write_checkpoint", stop_after_two)
+    assert learn(tmp_path / "broken").exit_code != 0 and not (tmp_path / "broken" / "config.json").exists()
+    monkeypatch.setattr(training, "write_checkpoint", write)
+    assert learn(tmp_path / "broken").exit_code == 0 and learn(tmp_path / "whole").exit_code == 0
+    one, other = (dgm.Fit.load(tmp_path / name) for name in ("broken", "whole"))
+    columns = ["epoch", "objective", "valid"]
+    assert one.history[columns].equals(other.history[columns]) and len(one.history) == 4
+    assert all(
+        torch.allclose(p, q, atol=1e-6)
+        for p, q in zip(one.program.state_dict().values(), other.program.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(table, tmp_path):
     """kill -9 after the first checkpoint; the same command then finishes, as if nothing had been."""
     learn = (
         "import sys, ppl_dgm.cli as cli, dataclasses\n"
         "old = cli._learner\n"
-        "cli._learner = lambda *a: dataclasses.replace(old(*a), checkpoint_seconds=0.0)\n"
+        "cli._learner = lambda *a: dataclasses.replace(old(*a), checkpoint_seconds=0.0, patience=None)\n"
         "cli.main()\n"
     )
 

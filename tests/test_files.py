@@ -96,7 +96,7 @@ def test_json_is_utf8_whatever_the_locale(tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     for load in (load_json, load_tensors):
-        with pytest.raises(FileError, match="there is no file .*nothing"):
+        with pytest.raises(FileError, match=r"there is no file .*nothing"):
             load(tmp_path / "nothing")
 
 

@@ -60,7 +60,9 @@ def test_pyro_param_of_a_function_is_the_programs_and_is_learned():
     x = torch.randn(200) * 3 + 1
     program = dgm.as_program(noisy)
     assert not list(program.parameters())
-    fit = dgm.learn(program, x, method=dgm.SVI(epochs=300, batch_size=None, lr=0.05, schedule="cosine"), seed=0)
+    fit = dgm.learn(
+        program, x, method=dgm.SVI(epochs=300, batch_size=None, lr=0.05, schedule="cosine"), seed=0
+    )
     loc, scale = program.free_parameters["p:loc"], program.free_parameters["p:scale"].exp()
     assert fit.program is program and len(list(program.parameters())) == 2
     assert float(loc.detach()) == pytest.approx(float(x.mean()), abs=1e-3)
@@ -209,11 +211,16 @@ def test_pyro_sample_attributes_are_sites():
     assert report.ok and {s.name: s.kind for s in report.sites}["weight"] == "latent"
 
 
-@pytest.mark.parametrize("constraint", [dist.constraints.simplex, dist.constraints.unit_interval, dist.constraints.greater_than(2.0)])
+@pytest.mark.parametrize(
+    "constraint",
+    [dist.constraints.simplex, dist.constraints.unit_interval, dist.constraints.greater_than(2.0)],
+)
 def test_initial_values_survive_their_constraint(constraint):
-    start = {"Simplex": torch.tensor([0.2, 0.3, 0.5]), "Interval": torch.tensor(0.25), "GreaterThan": torch.tensor(3.5)}[
-        type(constraint).__name__.lstrip("_")
-    ]
+    start = {
+        "Simplex": torch.tensor([0.2, 0.3, 0.5]),
+        "Interval": torch.tensor(0.25),
+        "GreaterThan": torch.tensor(3.5),
+    }[type(constraint).__name__.lstrip("_")]
 
     def holds(x):
         value = pyro.param("value", start, constraint=constraint)
@@ -246,7 +253,16 @@ def test_a_parameter_without_a_value_keeps_the_constraint_of_its_program():
 # -- guides --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "AutoDelta"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AutoNormal",
+        "AutoDiagonalNormal",
+        "AutoMultivariateNormal",
+        "AutoLowRankMultivariateNormal",
+        "AutoDelta",
+    ],
+)
 def test_autoguides_by_name_learn_and_stay_out_of_the_store(name):
     fit = dgm.learn(schools, Y, SIGMA, method=dgm.SVI(guide=name, epochs=3, batch_size=None), seed=0)
     assert fit.program.has_guide and list(fit.program.parameters())
@@ -261,7 +277,12 @@ def test_a_guide_as_attribute_finds_the_conjugate_posterior(guide):
     x = torch.randn(20) + 1
     program = Shift(guide)
     assert program.has_guide
-    dgm.learn(program, x, method=dgm.SVI(epochs=500, batch_size=None, lr=0.05, schedule="cosine", particles=4), seed=0)
+    dgm.learn(
+        program,
+        x,
+        method=dgm.SVI(epochs=500, batch_size=None, lr=0.05, schedule="cosine", particles=4),
+        seed=0,
+    )
     draws = dgm.infer(program, x, seed=0).draws["mu"]
     assert float(draws.mean()) == pytest.approx(float(x.sum() / 21), abs=0.05)
     assert float(draws.std()) == pytest.approx(21**-0.5, rel=0.15)
@@ -292,7 +313,9 @@ def test_an_unknown_autoguide_and_a_program_that_is_no_function_are_refused():
 # -- copies and files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: dgm.as_program(noisy), lambda: dgm.as_program(noisy, lambda x: None), Nested])
+@pytest.mark.parametrize(
+    "make", [lambda: dgm.as_program(noisy), lambda: dgm.as_program(noisy, lambda x: None), Nested]
+)
 def test_a_deep_copy_is_equal_and_independent(make):
     program, x = make(), torch.randn(20)
     dgm.score(program, x)
@@ -312,7 +335,9 @@ def test_a_deep_copy_takes_its_autoguide_along():
     before = parameters_of(program)
     dgm.learn(twin, x, method=dgm.SVI(epochs=3, batch_size=None, lr=0.3), seed=0)
     assert all(torch.equal(before[name], p) for name, p in parameters_of(program).items())
-    assert not torch.equal(dict(twin.named_parameters())["guide.locs.mu_unconstrained"], before["guide.locs.mu_unconstrained"])
+    assert not torch.equal(
+        dict(twin.named_parameters())["guide.locs.mu_unconstrained"], before["guide.locs.mu_unconstrained"]
+    )
 
 
 @pytest.mark.parametrize("guide", [None, "AutoMultivariateNormal"])
@@ -321,7 +346,9 @@ def test_function_programs_survive_a_file_with_their_guide(tmp_path, guide):
     program = schools if guide is None else dgm.as_program(schools, guide)
     fit = dgm.learn(program, Y, SIGMA, method=dgm.SVI(epochs=20, batch_size=None, lr=0.1), seed=0)
     fit.save(tmp_path)
-    again = dgm.Fit.load(tmp_path, program=program if guide is None else dgm.as_program(schools, guide), args=(Y, SIGMA))
+    again = dgm.Fit.load(
+        tmp_path, program=program if guide is None else dgm.as_program(schools, guide), args=(Y, SIGMA)
+    )
     one, other = (f.posterior(Y, SIGMA, draws=5, seed=3).draws for f in (fit, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert again.history.equals(fit.history) and again.stopped == fit.stopped and again.cost == fit.cost
@@ -333,7 +360,7 @@ def test_function_programs_survive_a_file_with_their_guide(tmp_path, guide):
 
 def test_weights_of_another_program_are_refused(tmp_path):
     dgm.learn(noisy, torch.randn(5), method=dgm.SVI(epochs=1), seed=0).save(tmp_path)
-    with pytest.raises(ProgramError, match="these weights do not belong to this Nested: .*scale"):
+    with pytest.raises(ProgramError, match=r"these weights do not belong to this Nested: .*scale"):
         dgm.Fit.load(tmp_path, program=Nested())
 
 

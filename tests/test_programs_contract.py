@@ -26,7 +26,10 @@ SMALL = {
 VARIANTS = {
     "VAE, bernoulli": ("VAE", {"observed": 4, "latent": 2, "hidden": 8, "likelihood": "bernoulli"}),
     "VAE, gaussian": ("VAE", {"observed": 4, "latent": 2, "hidden": 8, "likelihood": "gaussian"}),
-    "MixtureOfGaussians, full": ("MixtureOfGaussians", {"observed": 4, "components": 2, "covariance": "full"}),
+    "MixtureOfGaussians, full": (
+        "MixtureOfGaussians",
+        {"observed": 4, "components": 2, "covariance": "full"},
+    ),
     "MixtureOfCategoricals, binary": ("MixtureOfCategoricals", {"observed": 4, "values": 2, "components": 3}),
 }
 CASES = {name: (name, SMALL.get(name)) for name in dgm.models.names()} | VARIANTS
@@ -44,7 +47,11 @@ def make(case):
     name, arguments = CASES[case]
     cls = dgm.models.find(name)
     known = inspect.signature(cls).parameters
-    arguments = {k: v for k, v in {"observed": 4, "values": 3}.items() if k in known} if arguments is None else arguments
+    arguments = (
+        {k: v for k, v in {"observed": 4, "values": 3}.items() if k in known}
+        if arguments is None
+        else arguments
+    )
     torch.manual_seed(0)
     return cls(**arguments)
 
@@ -79,7 +86,11 @@ def test_the_card_names_every_task(program):
     answers = program.answers()
     assert set(answers) == set(TASKS)
     assert all(a.kind in {*KINDS, "asymptotic", "approximate"} and a.how for a in answers.values())
-    assert program.observed == 4 and program.support is not None and program.site in dgm.sample(program, 2, seed=0)
+    assert (
+        program.observed == 4
+        and program.support is not None
+        and program.site in dgm.sample(program, 2, seed=0)
+    )
 
 
 def test_samples_have_the_declared_shape_and_support_and_obey_the_seed(program):
@@ -91,7 +102,9 @@ def test_samples_have_the_declared_shape_and_support_and_obey_the_seed(program):
     again = dgm.sample(program, 6, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(again[site], value) for site, value in drawn.items())
-    assert not torch.equal(dgm.sample(program, 40, seed=4)[program.site], dgm.sample(program, 40, seed=5)[program.site])
+    assert not torch.equal(
+        dgm.sample(program, 40, seed=4)[program.site], dgm.sample(program, 40, seed=5)[program.site]
+    )
 
 
 def test_score_is_one_finite_number_for_each_example_of_the_declared_kind(program):
@@ -120,7 +133,9 @@ def test_the_score_of_an_example_does_not_depend_on_its_neighbours_or_its_dtype(
 
 
 def test_a_discrete_program_that_claims_to_be_exact_sums_to_one(program):
-    if program.answers()["score"].kind != "exact" or (program.values is None and type(program.support).__name__.lstrip("_") != "Boolean"):
+    if program.answers()["score"].kind != "exact" or (
+        program.values is None and type(program.support).__name__.lstrip("_") != "Boolean"
+    ):
         pytest.skip("its score is no exact probability")
     states = torch.cartesian_prod(*[torch.arange(program.values or 2)] * 4)
     assert float(dgm.score(program.double(), states).value.logsumexp(0)) == pytest.approx(0.0, abs=1e-6)
@@ -131,7 +146,10 @@ def test_a_lower_bound_on_discrete_data_sums_to_at_most_one(program):
         pytest.skip("its score is no lower bound on a probability")
     states = torch.cartesian_prod(*[torch.arange(program.values)] * 4)
     score = dgm.score(program, states, seed=0)
-    assert float(score.value.double().exp().sum()) <= 1 + 4 * float((score.value.exp() * score.stderr).double().norm()) + 1e-5
+    assert (
+        float(score.value.double().exp().sum())
+        <= 1 + 4 * float((score.value.exp() * score.stderr).double().norm()) + 1e-5
+    )
 
 
 def test_infer_draws_every_latent_site_for_each_example(program):
@@ -145,7 +163,9 @@ def test_infer_draws_every_latent_site_for_each_example(program):
     for site, draws in post.draws.items():
         assert draws.shape[0] >= 1 and draws.shape[2] == 3, site
         assert draws.to(torch.float64).isfinite().all()
-    assert all(torch.equal(value, dgm.infer(program, x, seed=0).draws[site]) for site, value in post.draws.items())
+    assert all(
+        torch.equal(value, dgm.infer(program, x, seed=0).draws[site]) for site, value in post.draws.items()
+    )
 
 
 def test_learning_a_little_does_not_make_it_worse(program):
@@ -171,9 +191,13 @@ def test_a_learned_program_survives_a_file(program, tmp_path):
 
 def test_config_rebuilds_the_program(program):
     twin = type(program)(**program.config)
-    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in program.state_dict().items()}
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {
+        k: v.shape for k, v in program.state_dict().items()
+    }
     twin.load_state_dict(program.state_dict())
-    assert torch.equal(dgm.sample(twin, 3, seed=0)[program.site], dgm.sample(program, 3, seed=0)[program.site])
+    assert torch.equal(
+        dgm.sample(twin, 3, seed=0)[program.site], dgm.sample(program, 3, seed=0)[program.site]
+    )
 
 
 def test_a_deep_copy_answers_alike_and_stands_alone(program):
@@ -207,8 +231,14 @@ def test_check_finds_nothing_wrong(program):
         (lambda x: x[:, :3], "3 columns"),
         (lambda x: x[0], r"shape \(4,\)"),
         (lambda x: x[:0], "empty"),
-        (lambda x: x.float().index_put((torch.tensor([1]), torch.tensor([2])), torch.tensor(float("nan"))), r"x\[1, 2\].*missing"),
-        (lambda x: x.float().index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(float("inf"))), r"x\[0, 3\].*infinite"),
+        (
+            lambda x: x.float().index_put((torch.tensor([1]), torch.tensor([2])), torch.tensor(float("nan"))),
+            r"x\[1, 2\].*missing",
+        ),
+        (
+            lambda x: x.float().index_put((torch.tensor([0]), torch.tensor([3])), torch.tensor(float("inf"))),
+            r"x\[0, 3\].*infinite",
+        ),
     ],
     ids=["columns", "row", "empty", "NaN", "infinite"],
 )

@@ -45,7 +45,9 @@ def test_mean_of_one_example_has_no_standard_error_and_of_many_keeps_float64():
 def test_scores_of_different_kinds_are_never_subtracted():
     one, other = Score(torch.tensor([1.0, 2.0]), "exact"), Score(torch.tensor([3.0, 3.0]), "exact")
     assert (one - other).tolist() == [-2.0, -1.0]
-    with pytest.raises(ProgramError, match=r"'exact' minus one of kind 'lower_bound'.*subtract their \.value"):
+    with pytest.raises(
+        ProgramError, match=r"'exact' minus one of kind 'lower_bound'.*subtract their \.value"
+    ):
         one - Score(other.value, "lower_bound")
     with pytest.raises(ProgramError, match="kind must be one of exact"):
         Score(one.value, "precise")
@@ -72,7 +74,9 @@ def test_posterior_mean_weighted_by_hand():
 
 
 def test_posterior_mean_weighted_for_each_example():
-    draws = {"z": torch.tensor([[[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]]]])}  # [1, 2 draws, 2 examples, 2]
+    draws = {
+        "z": torch.tensor([[[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]]]])
+    }  # [1, 2 draws, 2 examples, 2]
     post = Posterior(draws, log_weights=torch.tensor([[0.75, 0.0], [0.25, 1.0]]).log())
     assert torch.allclose(post.mean("z"), torch.tensor([[1.5, 15.0], [4.0, 40.0]]))
 
@@ -87,23 +91,39 @@ def test_closed_forms_come_before_draws():
 def test_resampling_gives_the_weighted_law():
     """Prior N(0, 1), one observation 1 with unit noise: the posterior is N(1/2, 1/2)."""
     z = torch.randn(1, 40000)
-    post = Posterior({"z": z}, deterministic={"twice": 2 * z}, log_weights=dist.Normal(1.0, 1.0).log_prob(z[0]))
+    post = Posterior(
+        {"z": z}, deterministic={"twice": 2 * z}, log_weights=dist.Normal(1.0, 1.0).log_prob(z[0])
+    )
     again = post.unweighted(seed=0)
     assert again.log_weights is None and "resampled" in again.how
     assert float(again.draws["z"].mean()) == pytest.approx(0.5, abs=0.03)
     assert float(again.draws["z"].var()) == pytest.approx(0.5, abs=0.03)
     assert torch.equal(again.deterministic["twice"], 2 * again.draws["z"])
     table = post.summary(round_to=6)
-    assert table.loc["z", "mean"] == pytest.approx(0.5, abs=0.03) and table.loc["z", "sd"] == pytest.approx(0.5**0.5, abs=0.03)
-    each = Posterior({"z": torch.arange(3.0).reshape(1, 3, 1).expand(1, 3, 2)}, log_weights=torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]).log())
+    assert table.loc["z", "mean"] == pytest.approx(0.5, abs=0.03) and table.loc["z", "sd"] == pytest.approx(
+        0.5**0.5, abs=0.03
+    )
+    each = Posterior(
+        {"z": torch.arange(3.0).reshape(1, 3, 1).expand(1, 3, 2)},
+        log_weights=torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]).log(),
+    )
     assert each.unweighted().draws["z"].tolist() == [[[1.0, 0.0]] * 3]
 
 
 def test_summary_is_arvizs_own():
     draws = torch.randn(4, 250)
-    post = Posterior({"z": draws, "v": draws.unsqueeze(-1).expand(4, 250, 2)}, stats={"diverging": torch.zeros(4, 250, dtype=torch.bool)})
+    post = Posterior(
+        {"z": draws, "v": draws.unsqueeze(-1).expand(4, 250, 2)},
+        stats={"diverging": torch.zeros(4, 250, dtype=torch.bool)},
+    )
     table = post.summary()
-    assert list(table.index) == ["z", "v[0]", "v[1]"] and {"mean", "sd", "r_hat", "ess_bulk", "ess_tail"} <= set(table.columns)
+    assert list(table.index) == ["z", "v[0]", "v[1]"] and {
+        "mean",
+        "sd",
+        "r_hat",
+        "ess_bulk",
+        "ess_tail",
+    } <= set(table.columns)
     assert table.loc["z", "r_hat"] == pytest.approx(1.0, abs=0.02)
     data = post.to_arviz()
     assert float(data.posterior["z"].values[2, 3]) == pytest.approx(float(draws[2, 3]))
@@ -162,8 +182,12 @@ def test_a_posterior_survives_a_file_whole(tmp_path):
     again = Posterior.load(tmp_path)
     for group in ("draws", "deterministic", "stats"):
         one, other = getattr(post, group), getattr(again, group)
-        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
-    assert torch.equal(again.log_weights, post.log_weights) and torch.equal(again.log_evidence.stderr, post.log_evidence.stderr)
+        assert one.keys() == other.keys() and all(
+            torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one
+        )
+    assert torch.equal(again.log_weights, post.log_weights) and torch.equal(
+        again.log_evidence.stderr, post.log_evidence.stderr
+    )
     assert (again.how, again.kind, again.cost, again.exact) == (post.how, post.kind, post.cost, None)
     assert again.log_evidence.kind == "estimate"
 
@@ -184,7 +208,9 @@ def test_a_fit_of_the_zoo_rebuilds_its_program(tmp_path):
     fit.notes["tensor"] = torch.ones(1)  # not JSON: kept as text
     fit.save(tmp_path)
     again = Fit.load(tmp_path)
-    assert type(again.program) is dgm.models.MixtureOfCategoricals and again.program.config == fit.program.config
+    assert (
+        type(again.program) is dgm.models.MixtureOfCategoricals and again.program.config == fit.program.config
+    )
     assert torch.equal(dgm.score(again.program, x).value, dgm.score(fit.program, x).value)
     pd.testing.assert_frame_equal(again.history, fit.history)
     assert (again.stopped, again.objective, again.cost) == (fit.stopped, fit.objective, fit.cost)
@@ -196,7 +222,11 @@ def test_saving_again_replaces_every_file_whole(tmp_path):
         fit = dgm.learn(dgm.models.MixtureOfCategoricals(4, 3, 2), x, method=dgm.EM(steps=steps), seed=0)
         fit.save(tmp_path)
     assert len(Fit.load(tmp_path).history) == len(fit.history)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "history.json", "weights.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "history.json",
+        "weights.safetensors",
+    ]
 
 
 def damage(folder, name, change):
@@ -225,7 +255,9 @@ def edited(**changes):
     ],
 )
 def test_damaged_run_folders_say_which_file(tmp_path, name, change, words):
-    dgm.learn(dgm.models.MixtureOfCategoricals(4, 3, 2), torch.randint(0, 3, (9, 4)), method=dgm.EM(steps=1), seed=0).save(tmp_path)
+    dgm.learn(
+        dgm.models.MixtureOfCategoricals(4, 3, 2), torch.randint(0, 3, (9, 4)), method=dgm.EM(steps=1), seed=0
+    ).save(tmp_path)
     damage(tmp_path, name, change)
     with pytest.raises(FileError, match=words) as caught:
         Fit.load(tmp_path)
@@ -233,12 +265,16 @@ def test_damaged_run_folders_say_which_file(tmp_path, name, change, words):
 
 
 def test_numbers_that_a_newer_version_wrote_are_left_out(tmp_path):
-    dgm.learn(dgm.models.MixtureOfCategoricals(4, 3, 2), torch.randint(0, 3, (9, 4)), method=dgm.EM(steps=1), seed=0).save(tmp_path)
+    dgm.learn(
+        dgm.models.MixtureOfCategoricals(4, 3, 2), torch.randint(0, 3, (9, 4)), method=dgm.EM(steps=1), seed=0
+    ).save(tmp_path)
     damage(tmp_path, "config.json", lambda raw: raw.replace(b'"steps"', b'"joules": 3, "steps"'))
     assert Fit.load(tmp_path).cost.steps >= 1
 
 
-@pytest.mark.parametrize("change", [lambda raw: raw[:-3], lambda raw: b"", lambda raw: raw.replace(b'\\"kind\\"', b'\\"kond\\"')])
+@pytest.mark.parametrize(
+    "change", [lambda raw: raw[:-3], lambda raw: b"", lambda raw: raw.replace(b'\\"kind\\"', b'\\"kond\\"')]
+)
 def test_damaged_posteriors_are_refused(tmp_path, change):
     Posterior({"z": torch.zeros(1, 2)}).save(tmp_path)
     damage(tmp_path, "posterior.safetensors", change)
@@ -253,6 +289,9 @@ def test_nothing_in_the_package_unpickles():
     for path in (p for house in houses for p in house.rglob("*.py")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             code = line.split("#")[0]
-            if re.search(r"torch\.load\(|\bimport pickle|\bpickle\.load|\bjoblib\b|allow_pickle\s*=\s*True|read_pickle|\bdill\b", code):
+            if re.search(
+                r"torch\.load\(|\bimport pickle|\bpickle\.load|\bjoblib\b|allow_pickle\s*=\s*True|read_pickle|\bdill\b",
+                code,
+            ):
                 found.append(f"{path.name}:{number}: {line.strip()}")
     assert not found

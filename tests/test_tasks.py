@@ -82,7 +82,9 @@ def test_means_and_variances_are_those_of_the_program(name, batched, monkeypatch
         assert x.shape == (n,)
         error, fourth = (variance / n) ** 0.5, float(((x - mean) ** 4).mean())
         assert abs(float(x.mean()) - mean) < 4.5 * error
-        assert abs(float(((x - mean) ** 2).mean()) - variance) < 4.5 * ((fourth - variance**2) / n) ** 0.5 + 1e-9
+        assert (
+            abs(float(((x - mean) ** 2).mean()) - variance) < 4.5 * ((fourth - variance**2) / n) ** 0.5 + 1e-9
+        )
 
 
 @pytest.mark.parametrize("program", [chain, LAWS["exponential"][0], LAWS["beta"][0], LAWS["gamma"][0]])
@@ -96,7 +98,11 @@ def test_common_programs_take_the_fast_path(program, monkeypatch):
 
 @pytest.mark.parametrize("source", [random.random, np.random.rand], ids=["python", "numpy"])
 def test_python_and_numpy_randomness_is_fresh_in_every_draw(source):
-    drawn = dgm.sample(lambda: pyro.sample("x", dist.Normal(torch.zeros(2) + 100 * (source() < 0.5), 1.0).to_event(1)), 200, seed=0)
+    drawn = dgm.sample(
+        lambda: pyro.sample("x", dist.Normal(torch.zeros(2) + 100 * (source() < 0.5), 1.0).to_event(1)),
+        200,
+        seed=0,
+    )
     assert 60 < int((drawn["x"][:, 0] > 50).sum()) < 140
 
 
@@ -149,7 +155,9 @@ def test_given_values_hold_and_the_rest_follows(batched, monkeypatch):
         monkeypatch.setattr(tasks, "batched_runs", no_batching)
     drawn = dgm.sample(chain, 1000, given={"a": torch.tensor(50.0)}, seed=0)
     assert (drawn["a"] == 50).all()
-    assert float(drawn["b"].mean()) == pytest.approx(50, abs=0.15) and float(drawn["b"].var()) == pytest.approx(1, rel=0.2)
+    assert float(drawn["b"].mean()) == pytest.approx(50, abs=0.15) and float(
+        drawn["b"].var()
+    ) == pytest.approx(1, rel=0.2)
     assert torch.allclose(drawn["sum"], drawn["a"] + drawn["b"])
     each = torch.arange(1000.0) * 10
     drawn = dgm.sample(chain, 1000, given={"a": each}, seed=0)
@@ -160,7 +168,9 @@ def test_given_values_hold_and_the_rest_follows(batched, monkeypatch):
 
 
 def test_given_values_of_a_program_that_draws_n():
-    drawn = dgm.sample(Sheet(), 3, given={"rate": torch.tensor(0.0001), "k": torch.tensor([0.0, 1.0, 0.0])}, seed=0)
+    drawn = dgm.sample(
+        Sheet(), 3, given={"rate": torch.tensor(0.0001), "k": torch.tensor([0.0, 1.0, 0.0])}, seed=0
+    )
     assert drawn["x"][0] == drawn["x"][2] == 0 and drawn["x"][1] > 5
     assert dgm.sample(Sheet(), 3, given={"k": torch.tensor(1)}, seed=0)["k"].tolist() == [1.0, 1.0, 1.0]
 
@@ -185,7 +195,10 @@ def test_running_forward_that_would_not_condition_is_refused(program, given, anc
     ("given", "message"),
     [
         ({"q": torch.tensor(1.0)}, r"no site 'q'; it has a, b, sum, c"),
-        ({"a": torch.zeros(3)}, r"site 'a' takes a value of shape \(\), or \(4,\) for all 4 draws, not \(3,\)"),
+        (
+            {"a": torch.zeros(3)},
+            r"site 'a' takes a value of shape \(\), or \(4,\) for all 4 draws, not \(3,\)",
+        ),
         ({"sum": torch.tensor(1.0)}, r"site 'sum' is computed from other sites; give those"),
     ],
 )
@@ -197,8 +210,10 @@ def test_given_values_that_do_not_fit_are_named(given, message):
 def test_given_values_outside_the_support_are_refused():
     with pytest.raises(ProgramError, match="site 'rate' lies outside its support"):
         dgm.sample(Sheet(), 2, given={"rate": torch.tensor(-1.0)})
-    with pytest.raises(ProgramError, match="takes whole numbers, but 0.5"):
-        dgm.sample(lambda: pyro.sample("k", dist.Categorical(torch.ones(2))), 2, given={"k": torch.tensor(0.5)})
+    with pytest.raises(ProgramError, match=r"takes whole numbers, but 0.5"):
+        dgm.sample(
+            lambda: pyro.sample("k", dist.Categorical(torch.ones(2))), 2, given={"k": torch.tensor(0.5)}
+        )
 
 
 # -- seeds -----------------------------------------------------------------------------------------------------------
@@ -253,7 +268,9 @@ def test_score_is_exact_where_every_latent_site_can_be_summed_out():
             pyro.sample("x", dist.Normal(torch.tensor([-1.0, 2.0])[k], 1.0), obs=x)
 
     x = torch.tensor([-1.0, 0.5, 3.0])
-    parts = torch.stack([dist.Normal(m, 1.0).log_prob(x) + torch.tensor(w).log() for m, w in ((-1.0, 0.3), (2.0, 0.7))])
+    parts = torch.stack(
+        [dist.Normal(m, 1.0).log_prob(x) + torch.tensor(w).log() for m, w in ((-1.0, 0.3), (2.0, 0.7))]
+    )
     score = dgm.score(mixture, x)
     assert score.kind == "exact" and torch.allclose(score.value, parts.logsumexp(0), atol=1e-6)
     post = dgm.infer(mixture, x, seed=0)
@@ -264,16 +281,25 @@ def test_score_is_exact_where_every_latent_site_can_be_summed_out():
 def test_a_conjugate_evidence_through_the_methods_by_name():
     """B(2 + 3, 1 + 1) / B(2, 1), with the exact posterior as guide: every weight is the evidence."""
     x = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    wanted = torch.lgamma(torch.tensor([5.0, 2.0, 3.0, 2.0, 1.0, 7.0])) @ torch.tensor([1.0, 1, 1, -1, -1, -1])
+    wanted = torch.lgamma(torch.tensor([5.0, 2.0, 3.0, 2.0, 1.0, 7.0])) @ torch.tensor(
+        [1.0, 1, 1, -1, -1, -1]
+    )
 
     def posterior(x):
         pyro.sample("p", dist.Beta(5.0, 2.0))
 
-    for method, kind in ((None, "lower_bound"), ("importance-weighted", "lower_bound"), ("elbo", "lower_bound"), ("importance", "estimate")):
+    for method, kind in (
+        (None, "lower_bound"),
+        ("importance-weighted", "lower_bound"),
+        ("elbo", "lower_bound"),
+        ("importance", "estimate"),
+    ):
         score = dgm.score(coins, x, guide=posterior, method=method, seed=0)
         assert score.kind == kind and float(score.value) == pytest.approx(float(wanted), abs=1e-4)
     rough = dgm.score(coins, x, method="simple-monte-carlo", seed=0)
-    assert rough.kind == "estimate" and float(rough.value) == pytest.approx(float(wanted), abs=5 * float(rough.stderr))
+    assert rough.kind == "estimate" and float(rough.value) == pytest.approx(
+        float(wanted), abs=5 * float(rough.stderr)
+    )
 
 
 def test_what_cannot_be_answered_names_what_can():
@@ -290,7 +316,12 @@ def test_what_cannot_be_answered_names_what_can():
 
 
 def test_infer_by_a_learner_fits_and_draws():
-    post = dgm.infer(coins, torch.ones(20), method=dgm.SVI(guide="AutoNormal", epochs=600, batch_size=None, lr=0.05, schedule="cosine"), seed=0)
+    post = dgm.infer(
+        coins,
+        torch.ones(20),
+        method=dgm.SVI(guide="AutoNormal", epochs=600, batch_size=None, lr=0.05, schedule="cosine"),
+        seed=0,
+    )
     assert float(post.mean("p")) == pytest.approx(22 / 23, abs=0.02)
     assert post.program.name == "coins"
 
@@ -309,7 +340,10 @@ def test_observations_are_checked_before_anything_runs():
     before = {k: v.clone() for k, v in program.state_dict().items()}
     good, bad = torch.zeros(8, 3).long(), torch.full((8, 3), 2)
     for verb in (dgm.score, dgm.infer, dgm.learn):
-        with pytest.raises(DataError, match=r"x\[0, 0\] is 2, expected an integer from 0 to 1|x\[0, 0\] is 2, expected 0 or 1"):
+        with pytest.raises(
+            DataError,
+            match=r"x\[0, 0\] is 2, expected an integer from 0 to 1|x\[0, 0\] is 2, expected 0 or 1",
+        ):
             verb(program, bad)
     with pytest.raises(DataError, match=r"valid\[0, 0\] is 2"):
         dgm.learn(program, good, valid=bad)
@@ -326,7 +360,10 @@ def test_learn_takes_a_dataset_and_one_without_a_validation_split():
 
 @pytest.mark.parametrize("device_argument", ["cpu"])
 def test_device_argument_moves_the_program(device_argument):
-    assert dgm.sample(dgm.models.ProbabilisticPCA(3, 1), 2, device=device_argument, seed=0)["x"].device.type == device_argument
+    assert (
+        dgm.sample(dgm.models.ProbabilisticPCA(3, 1), 2, device=device_argument, seed=0)["x"].device.type
+        == device_argument
+    )
 
 
 def test_verbs_run_on_every_device(device):
@@ -345,7 +382,10 @@ def test_posterior_predictive_of_the_beta_bernoulli():
     """P(x = 1 | data) = (a + successes) / (a + b + n), whatever weights the draws carry."""
     x = torch.tensor([1.0, 1.0, 1.0, 0.0])
     wanted = (2 + 3) / (3 + 4)
-    for guide, method in ((lambda x: pyro.sample("p", dist.Beta(5.0, 2.0)), "amortised"), (lambda x: pyro.sample("p", dist.Beta(1.0, 1.0)), "importance")):
+    for guide, method in (
+        (lambda x: pyro.sample("p", dist.Beta(5.0, 2.0)), "amortised"),
+        (lambda x: pyro.sample("p", dist.Beta(1.0, 1.0)), "importance"),
+    ):
         post = dgm.infer(coins, x, guide=guide, method=method, seed=0)
         drawn = post.predict(torch.zeros(10), seed=0)["x"]
         assert drawn.shape == (1000, 10)
@@ -357,7 +397,7 @@ def test_a_loaded_posterior_asks_for_its_program(tmp_path):
     post = dgm.infer(coins, torch.ones(2), guide=lambda x: pyro.sample("p", dist.Beta(4.0, 1.0)), seed=0)
     post.save(tmp_path)
     again = dgm.Posterior.load(tmp_path)
-    with pytest.raises(ProgramError, match="set posterior.program"):
+    with pytest.raises(ProgramError, match=r"set posterior.program"):
         again.predict(torch.ones(2))
     again.program = post.program
     assert torch.equal(again.predict(torch.ones(2), seed=0)["x"], post.predict(torch.ones(2), seed=0)["x"])

@@ -44,7 +44,7 @@ class Layout:
         sites: {latent continuous site: coordinates}, in the order in which they run.
         summed: names of the discrete latent sites.
         deterministic: names of the sites that are functions of z alone.
-        points: of the observed sites, those with a Delta that holds the very value: they add its log density.
+        points: of the observed sites, those with a Delta at the very value: they add nothing.
         observed: names of the observed sites and factors.
         nesting: how many dimensions the plates take.
         dim: the number of coordinates.
@@ -171,8 +171,8 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
 
 
 def _holds(node: Any, other: Any) -> bool:
-    """Whether an observed Delta has the very value that it is at, at both starting points."""
-    return all(bool((base_of(n["fn"]).v == n["value"]).all()) for n in (node, other))
+    """Whether an observed Delta has the very value that it is at, so that it adds nothing, at both starting points."""
+    return all(bool((n["fn"].log_prob(n["value"]) == 0).all()) for n in (node, other))
 
 
 def _coordinates(found: Layout, key: str, node: Any, other: Any) -> Coordinates:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 import pyro
-from ppl_dgm.densities.coordinates import Layout, base_of, is_point
+from ppl_dgm.densities.coordinates import Layout, is_point
 from ppl_dgm.densities.log_einsum import StableLogRing
 from ppl_dgm.errors import TaskUnavailable
 
@@ -148,9 +148,7 @@ class Joint:
             if node["infer"].get("_deterministic") or (is_point(node["fn"]) and not node["is_observed"]):
                 continue
             if name in self.layout.points:
-                log_prob = base_of(node["fn"]).log_density
-                if not isinstance(log_prob, Tensor) or not (log_prob.requires_grad or log_prob.any()):
-                    continue
+                continue
             log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
             node["unscaled_log_prob"] = log_prob
             node["log_prob"] = scale_and_mask(log_prob, node["scale"], node["mask"])

@@ -4,12 +4,16 @@ Pyro's own backend goes through exp, a linear einsum and a log whose autograd fu
 functions here have the names that opt_einsum looks for in a backend.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro.distributions.hmm
 import torch
 from pyro.ops.einsum.util import Tensordot
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-__all__ = ["StableLogRing", "einsum", "tensordot", "transpose"]
+__all__ = ["StableLogRing", "einsum", "mappable_hmm", "tensordot", "transpose"]
 
 
 class StableLogRing(LogRing):
@@ -43,3 +47,21 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
 
 
 tensordot = Tensordot(einsum)
+
+
+@contextmanager
+def mappable_hmm() -> Iterator[None]:
+    """Inside, Pyro's HMM distributions take their logarithms by calls that vmap knows."""
+    module = pyro.distributions.hmm
+    original = module.safe_log
+    module.safe_log = _safe_log
+    try:
+        yield
+    finally:
+        module.safe_log = original
+
+
+def _safe_log(x: Tensor) -> Tensor:
+    """log x with a finite gradient at zero."""
+    tiny = torch.finfo(x.dtype).tiny
+    return torch.where(x > 0, x.clamp(min=tiny).log(), torch.full_like(x, -torch.inf))

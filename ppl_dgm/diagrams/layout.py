@@ -109,10 +109,14 @@ def layout(scene: Scene, orientation: str = "down", positions: Mapping[str, tupl
     if unknown:
         raise ProgramError(f"positions names {unknown[0]!r}, which is not in the diagram; it has {', '.join(scene.nodes)}.")
     right = orientation == "right"
+    for node in scene.nodes.values():
+        node.note_below = right
+        if right and node.side == "right":
+            node.side = "below"  # where no edge leaves
     rows = assign_rows(scene.nodes, scene.edges)
-    plan = _plan(scene, rows)
+    plan = _plan(scene, rows, right)
     if len(plan.pieces) > len(scene.plates):
-        rows, plan = _hung(scene, rows, plan)
+        rows, plan = _hung(scene, rows, plan, right)
     scene.plates = plan.pieces
     units, order, place_of = plan.units, plan.order, plan.place_of
     _name_sides(scene, rows, units, order, place_of, right)
@@ -126,7 +130,7 @@ def layout(scene: Scene, orientation: str = "down", positions: Mapping[str, tupl
     return scene
 
 
-def _units(scene: Scene, rows: Rows) -> tuple[list[Unit], dict[str, int]]:
+def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str, int]]:
     """One unit for each node of the rows; the parameters that stand beside them are stacked, those of one child together."""
     children, guided = defaultdict(set), defaultdict(set)
     for edge in scene.edges:
@@ -140,7 +144,8 @@ def _units(scene: Scene, rows: Rows) -> tuple[list[Unit], dict[str, int]]:
         else:
             units.append(Unit((name,), rows.row[name], node.plates, 44.0 if node.radius > 5 else 36.0))
     for (governed, row, guide_only, plates), names in stacks.items():
-        captioned = any(scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed)
+        # texts of what they govern, and labels of plates in rows that run to the right, leave one side free only
+        captioned = right or any(scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed)
         count = 1 if guide_only or captioned or len(names) == 1 else 2
         count = max(count, -(-len(names) // _TALLEST))
         length = -(-len(names) // count)
@@ -193,9 +198,9 @@ class _Plan:
     members: list[frozenset[int]]
 
 
-def _plan(scene: Scene, rows: Rows) -> _Plan:
+def _plan(scene: Scene, rows: Rows, right: bool) -> _Plan:
     """The order of the units, and the units of each plate. A plate that cannot be one box becomes several."""
-    units, place_of = _units(scene, rows)
+    units, place_of = _units(scene, rows, right)
     segments, bends = _segments(scene, rows, units, place_of)
     order = Ordering(units, segments).best()
     marks, members = [], []
@@ -210,7 +215,7 @@ def _plan(scene: Scene, rows: Rows) -> _Plan:
     return _Plan(units, order, place_of, segments, bends, marks, members)
 
 
-def _hung(scene: Scene, rows: Rows, plan: _Plan) -> tuple[Rows, _Plan]:
+def _hung(scene: Scene, rows: Rows, plan: _Plan, right: bool) -> tuple[Rows, _Plan]:
     """Tries to keep crossing plates whole by putting what only one of them holds below what they share."""
     for plate in scene.plates:
         own = [name for name in plate.members if scene.nodes[name].plates == {plate.name}]
@@ -220,7 +225,7 @@ def _hung(scene: Scene, rows: Rows, plan: _Plan) -> tuple[Rows, _Plan]:
             continue
         row = {**rows.row, **dict.fromkeys(sorted(own), max(shared) + 1)}
         trial = Rows(row, rows.beside, rows.below | set(own))
-        other = _plan(scene, trial)
+        other = _plan(scene, trial, right)
         if len(other.pieces) < len(plan.pieces):
             rows, plan = trial, other
     return rows, plan

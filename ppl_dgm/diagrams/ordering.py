@@ -141,6 +141,7 @@ class Ordering:
         self.rows = np.array([u.row for u in units])
         self.width = np.array([u.width for u in units])
         self.pull = np.array([u.pull for u in units])
+        self.anchor = np.arange(len(units))  # what a unit with a pull stands beside
         plates: dict[str, set[int]] = defaultdict(set)
         for i, unit in enumerate(units):
             for plate in sorted(unit.plates):
@@ -154,6 +155,8 @@ class Ordering:
                 ends = (s.source, s.target) if self.rows[s.source] < self.rows[s.target] else (s.target, s.source)
                 down.append((*ends, s.weight))
         self.down, self.level = _table(down), _table(level)
+        for source, target, _ in level[::-1]:
+            self.anchor[source] = target
         self.pairs = self._pairs()
         self.members = [np.flatnonzero(self.rows == row) for row in range(int(self.rows.max(initial=-1)) + 1)]
         into = [self.down[self.rows[self.down[:, 1].astype(int)] == row] for row in range(len(self.members))]
@@ -205,7 +208,7 @@ class Ordering:
             forward = not (self.pull[int(source)] or self.pull[int(target)])  # time runs to the right
             between = row & (x > min(a, b)) & (x < max(a, b))
             total += weight * (3.0 * int(between.sum()) + 0.012 * abs(a - b) + 0.4 * (forward and a > b))
-        total -= 0.002 * float(x @ self.pull)
+        total -= 0.002 * float((x - x[self.anchor]) @ self.pull)
         rank = np.empty(len(order))
         rank[order] = np.arange(len(order))
         return total + 1e-3 * float(np.abs(rank - np.arange(len(order))).sum()) / len(order)

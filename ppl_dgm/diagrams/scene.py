@@ -49,8 +49,7 @@ class NodeMark:
 
     Attributes:
         side: where the name stands: "in" the circle, "right", "left", "above" or "below" it.
-        note: the distribution, beside the node, or None.
-        inner: half the width and half the height of an input's text, which has no circle.
+        note: the distribution, at the right of the node or below it (`note_below`), or None.
     """
 
     name: str
@@ -60,6 +59,7 @@ class NodeMark:
     side: str
     order: int
     note: Text | None = None
+    note_below: bool = False
     x: float = 0.0
     y: float = 0.0
     strong: bool = False
@@ -109,7 +109,11 @@ class NodeMark:
         else:
             away = reach_x + 3.5 + width / 2
             self.label.centre(self.x + (away if self.side == "right" else -away), self.y)
-        if self.note:
+        if self.note and self.note_below:
+            width, above, below = self.note.extent
+            start = min(self.label.box[1], self.y - reach_y)
+            self.note.centre(self.x, start - 4 - (above + below) / 2)
+        elif self.note:
             start = self.label.box[2] if self.side == "right" else self.x + reach_x
             self.note.centre(start + 5 + self.note.extent[0] / 2, self.y)
 

@@ -135,7 +135,7 @@ class _Finder:
             sources = [
                 Source(name, name, "site", i, self.held.get(name, [])) for name, i in order.items() if run.sites[name].kind != "factor"
             ]
-            probed |= probe.edges(sources + self._constants(run), traced, self._escaped(run))
+            probed |= probe.all_edges(sources + self._constants(run), traced, self._escaped(run))
             notes += _probe_notes(probe)
         notes += self._stability()
         return self._assemble(traced, probed), list(dict.fromkeys(notes))
@@ -251,7 +251,7 @@ class _Finder:
         places = {name: i for i, name in enumerate(run.sites)}
         sources = [Source(name, name, "site", -1, self.held[name]) for name in data]
         sources += [Source(name, name, "site", i) for name, i in places.items() if run.sites[name].kind != "factor"]
-        probed = probe.edges(sources + self._constants(run), traced, self._escaped(run))
+        probed = probe.all_edges(sources + self._constants(run), traced, self._escaped(run))
         graph = self._guide_nodes(model, run, traced, probed)
         return graph, [f"guide: {note}" for note in _probe_notes(probe)]
 

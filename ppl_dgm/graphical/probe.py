@@ -21,6 +21,7 @@ __all__ = ["Probe", "Source"]
 
 _ALONE = 40  # sources up to this number are changed one at a time, more of them in groups
 _SECONDS = 4.0  # of computing, after which it stops and says so
+_CONTEXTS = 6  # settings of the other sites in which a doubtful source is changed
 _ROUNDS = 5  # values tried for a source whose numbers left torch: a branch may need several
 
 
@@ -106,13 +107,38 @@ class Probe:
         self.order = {name: i for i, name in enumerate(recording.sites)}
         self.appearing: set[str] = set()
         self.stopped = False
+        self._begin = time.process_time()
+        self._deadline = self._begin + _SECONDS
+        self.noisy: set[str] = set()
+        self._settle()
+
+    def _settle(self) -> None:
+        """The unchanged run, to which the changed ones are compared; run twice, since a program may be restless by itself."""
         self._points: dict[str, list[Tensor]] = {}
         self._densities: dict[str, list[Tensor | None]] = {}
-        self._deadline = time.process_time() + _SECONDS
-        self.noisy: set[str] = set()
         self._plain: dict[str, _Seen] = {}
         self._run([], 0, self._keep)
-        self.noisy = self._run([], 0, self._different) or set()
+        self.noisy |= self._run([], 0, self._different) or set()
+
+    def all_edges(self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]) -> set[tuple[str, str]]:
+        """`edges`, and again elsewhere for sources with a known edge that did not show or whose numbers left torch: a value may matter
+        only while others are what they are not in the recorded run (`if a and b`)."""
+        edges = self.edges(sources, found, escaped)
+        recorded = dict(self.base)
+        for context in range(1, _CONTEXTS):
+            doubtful = {parent for site, parents in found.items() if site in self._plain for parent in parents if (parent, site) not in edges}
+            some = [s for s in sources if s.node in doubtful or (s.node in escaped and len(sources) <= _ALONE)]
+            if not some or time.process_time() > self._begin + _SECONDS / 4:
+                break
+            self.base = dict(recorded)
+            coin = torch.Generator().manual_seed(context)
+            for name, site in self.recording.sites.items():
+                if site.kind == "latent" and (context == 1 or torch.rand((), generator=coin) < 0.5):
+                    self.base[name] = self._other(name, context)
+            self._settle()
+            edges |= self.edges(some, found, escaped)
+        self.base = recorded
+        return edges
 
     # -- what depends on what ------------------------------------------------------------------------------------------
 

@@ -23,6 +23,6 @@ from reading values on the way.
 from ppl_dgm.graphs.recorded import Recorder, record, recorded, value_and_gradient
 from ppl_dgm.graphs.replay import Graph
 from ppl_dgm.graphs.tape import NotRecordable
-from ppl_dgm.graphs.tolerant import tolerant_pyro
+from ppl_dgm.graphs.tolerant import short_bernoulli, tolerant_pyro
 
-__all__ = ["Graph", "NotRecordable", "Recorder", "record", "recorded", "tolerant_pyro", "value_and_gradient"]
+__all__ = ["Graph", "NotRecordable", "Recorder", "record", "recorded", "short_bernoulli", "tolerant_pyro", "value_and_gradient"]

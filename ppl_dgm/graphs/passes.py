@@ -48,7 +48,7 @@ def plan(tape: Tape) -> Plan:
     live = tape.live | {storage for storage in external if storage in written}
     dynamic, moving = _dynamic(tape, live)
     for node, moves in zip(tape.nodes, moving, strict=True):
-        if moves and node.refusal:
+        if moves and node.refusal and not _by_fixed_masks(node, dynamic):
             raise NotRecordable(node.refusal)
     kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], live)
     outside = {v.storage for v in tape.inputs} | live
@@ -64,6 +64,12 @@ def plan(tape: Tape) -> Plan:
     anchors = {v.storage: v for v in external.values() if v.storage in live and v.storage in storages}
     marks = {i for i, v in enumerate(tape.inputs) if v.storage in written}
     return Plan(tape.inputs, nodes, output, bindings, list(anchors.values()), marks)
+
+
+def _by_fixed_masks(node: Node, dynamic: set[int]) -> bool:
+    """Whether a call picks entries by masks that never change, so that the shape of its result is fixed too."""
+    masks = [v for v in node.reads[1:] if v.tensor.dtype in (torch.bool, torch.uint8)]
+    return node.name == "index" and all(v.storage not in dynamic for v in masks)
 
 
 def _dynamic(tape: Tape, live: set[int]) -> tuple[set[int], list[bool]]:
@@ -186,9 +192,11 @@ class _Reducer:
         """The calls that are left and the output in terms of them."""
         kept = []
         for old in self.nodes:
-            args, kwargs = map_structure(self.resolve, old.args), map_structure(self.resolve, old.kwargs)
-            node = replace(old, args=args, kwargs=kwargs)
-            node.reads = [*values_in(node.args), *values_in(node.kwargs)]
+            node = old
+            if any(v in self.replaced for v in old.reads):
+                args = map_structure(self.resolve, old.args)
+                node = replace(old, args=args, kwargs=map_structure(self.resolve, old.kwargs))
+                node.reads = [*values_in(node.args), *values_in(node.kwargs)]
             if not (self.drop_alias(node) or self.drop_identity(node) or self.share(node)):
                 kept.append(node)
         return kept, map_structure(self.resolve, self.output)
