@@ -30,6 +30,6 @@ print(posterior.summary(var_names=["mu", "tau"]))
 print("findings: ", posterior.diagnose() or "none")
 print("predicted:", posterior.predict(y, sigma, seed=0)["y"].mean(0))
 
-method = dgm.SVI(guide="AutoMultivariateNormal", epochs=2000, batch_size=None, lr=0.01, schedule="cosine", particles=8)
+method = dgm.SVI(guide="AutoMultivariateNormal", epochs=1000, batch_size=None, lr=0.01, schedule="cosine", particles=4)
 fit = dgm.learn(schools, y, sigma, method=method, seed=0)
 print("evidence: ", dgm.score(fit.program, y, sigma, seed=0))

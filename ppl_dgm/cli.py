@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 
+_INTERRUPTED = "interrupted; a learner with a checkpoint goes on when the same command is given again."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda.")]
@@ -58,7 +59,7 @@ def learn(
     """Learn a program from data; an interrupted run goes on where it was."""
     import ppl_dgm as dgm
     from ppl_dgm import plots
-    from ppl_dgm.files import save_json
+    from ppl_dgm.files import load_json, save_json
     from ppl_dgm.randomness import seeded
 
     if (out / "config.json").exists() and not overwrite:
@@ -67,9 +68,13 @@ def learn(
     program_class = dgm.models.find(model)
     with seeded(seed):  # initial weights
         program = program_class(**_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values))
-    fit = dgm.learn(program, dataset, method=_learner(program, method, epochs, out), seed=seed, device=device)
+    learner = _learner(program, method, epochs, out)
+    about = {"model": type(program).__name__, "data": data, "binarise": binarise, "seed": seed, "config": program.config, "learner": type(learner).__name__}
+    if (out / "checkpoint.safetensors").exists() and (not (out / "run.json").exists() or load_json(out / "run.json") != about):
+        raise FileError(f"{out / 'checkpoint.safetensors'} belongs to another run than this command's; remove it, or choose another --out.")
+    save_json(out / "run.json", about)
+    fit = dgm.learn(program, dataset, method=learner, seed=seed, device=device)
     fit.save(out)
-    save_json(out / "run.json", {"model": type(program).__name__, "data": data, "binarise": binarise, "seed": seed})
     for stale in ("checkpoint.safetensors", "scores.json", "posterior.safetensors", "samples.png", "samples.csv"):
         (out / stale).unlink(missing_ok=True)  # of the run that this one replaces
     if len(fit.history) > 1:
@@ -267,6 +272,7 @@ def _split(dataset: Any, split: str) -> Any:
 
 def _load(run: Path, data: str | None) -> tuple[Any, Any, str]:
     """A learned program, its data and their name, from a run folder."""
+    from ppl_dgm.data import check_observations
     from ppl_dgm.files import load_json
     from ppl_dgm.results import Fit
 
@@ -276,7 +282,10 @@ def _load(run: Path, data: str | None) -> tuple[Any, Any, str]:
     if not isinstance(about, dict) or not isinstance(about.get("data"), str):
         raise FileError(f"{run / 'run.json'} does not name the data of a run; learn it again with ppl-dgm learn.")
     name = data or about["data"]
-    return Fit.load(run).program, _dataset(name, about.get("binarise")), name
+    program, dataset = Fit.load(run).program, _dataset(name, about.get("binarise"))
+    if data is not None:  # other data than those it was learned on
+        dataset = check_observations(dataset, observed=program.observed, support=program.support, site=program.site)
+    return program, dataset, name
 
 
 def _program(model: str, data: str | None, options: list[str] | None) -> tuple[Any, tuple]:
@@ -314,17 +323,25 @@ def _function(place: str) -> Any:
 def main() -> None:
     """Entry point: errors are one sentence on stderr and a non-zero exit status, never a traceback (unless PPL_DGM_DEBUG is set)."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except (DgmError, OSError) as error:
         problem = str(error)
     except KeyboardInterrupt:
-        problem = "interrupted; a learner with a checkpoint goes on when the same command is given again."
-    except Exception as error:  # a fault of ours or of a library: still one line, with the way to see more
+        problem = _INTERRUPTED
+    except Exception as error:  # a mistake in the command, or a fault of ours or of a library: still one line
         if os.environ.get("PPL_DGM_DEBUG"):
             raise
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())} (set PPL_DGM_DEBUG=1 to see where)."
+        text = " ".join(str(error).split())
+        if type(error).__name__ == "NoArgsIsHelpError":
+            app(["--help"])
+        if type(error).__name__ == "Abort":
+            problem = _INTERRUPTED
+        elif hasattr(error, "format_message"):  # Typer's own errors of usage
+            problem = f"{' '.join(error.format_message().split())} See ppl-dgm --help."
+        else:
+            problem = f"{type(error).__name__}: {text} (set PPL_DGM_DEBUG=1 to see where)."
     else:
-        return
+        sys.exit(status if isinstance(status, int) else 0)
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
 

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from .densities.blame import LastSite, worst_site
 from .densities.coordinates import Layout, layout
-from .densities.joint import Joint
+from .densities.joint import Joint, unchecked
 from .densities.log_einsum import mappable_hmm
 from .densities.reference import reference
 from .errors import DgmError, NumericalError, ProgramError, TaskUnavailable
@@ -31,21 +30,25 @@ class LogDensity:
 
         log_prob(u) = log p(x, T(u)) + log |det dT/du|,        T = Pyro's `biject_to` of each site's support,
 
-    with every constant term. Discrete latent sites with a finite list of values are summed out exactly. The effect handlers
+    with every constant term. Discrete latent sites with a finite list of values are summed out exactly. The
+    effect handlers
     of Pyro run once for each number of chains; after that a graph of tensor calls is replayed.
 
     Arguments:
         program: a `Program` or any callable Pyro model.
-        *args, **kwargs: the model's arguments, with the observations; floating-point tensors are taken to `dtype`.
+        *args, **kwargs: the model's arguments, with the observations; floating-point tensors are taken to
+            `dtype`.
         dtype: of z and of the results; by default float64 if the data or the program is, else float32.
         backend: "eager" replays the graph as it is; "inductor" compiles it at its first call.
-        vectorize: how many chains are evaluated at once: "vmap"; "plate" (an outermost plate: for programs that vmap cannot
+        vectorize: how many chains are evaluated at once: "vmap"; "plate" (an outermost plate: for programs
+            that vmap cannot
             follow but that broadcast); "loop" (one after another); None takes the first of these that works.
         check: compare with Pyro's own potential at two points.
 
     Attributes:
         dim: d.
-        sites: {site: Coordinates}; each has a slice of z, the unconstrained shape, the transform and the site's own shape.
+        sites: {site: Coordinates}; each has a slice of z, the unconstrained shape, the transform and the
+            site's own shape.
         summed: names of the discrete sites that are summed out.
         deterministic: names of the sites that `constrain` computes besides.
         device, dtype: of z.
@@ -55,7 +58,8 @@ class LogDensity:
         gradients: gradient evaluations so far, chains times calls.
 
     Raises:
-        TaskUnavailable: no continuous latent site, a subsampled plate, a support without a bijection, a discrete site that
+        TaskUnavailable: no continuous latent site, a subsampled plate, a support without a bijection, a
+            discrete site that
             cannot be enumerated, random numbers outside of sites.
         ProgramError: the density is not the one that Pyro computes; a wrong option.
 
@@ -83,7 +87,9 @@ class LogDensity:
         **kwargs: Any,
     ) -> None:
         if vectorize is not None and vectorize not in _ROUTES:
-            raise ProgramError(f"vectorize must be one of {', '.join(map(repr, _ROUTES))}, but it is {vectorize!r}.")
+            raise ProgramError(
+                f"vectorize must be one of {', '.join(map(repr, _ROUTES))}, but it is {vectorize!r}."
+            )
         self.program = as_program(program)
         self.backend = backend
         self.path, self.reason = "recorded", ""
@@ -102,7 +108,7 @@ class LogDensity:
             self.vectorize = self._route(points, vectorize, check)
         self.deterministic = list(found.deterministic)
 
-    # -- the function ---------------------------------------------------------------------------------------------------
+    # -- the function ----------------------------------------------------------------------------------------
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The log density at each point, in nats.
@@ -135,21 +141,25 @@ class LogDensity:
         return self._call("parts", self._batched("log_parts"), z)[1]
 
     def parts_and_grads(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prior and likelihood apart, each with its gradient: (log_prior [chains], log_likelihood [chains],
-        their gradients [chains, d]). Any tempered density log_prior + beta * log_likelihood follows from them."""
+        """Prior and likelihood apart, each with its gradient; tempered densities follow from them.
+
+        Returns:
+            log_prior [chains], log_likelihood [chains], and the gradient of each [chains, d].
+        """
         self.gradients += 1 if z.dim() == 1 else len(z)
         prior, likelihood, first, second = self._call("parts_and_grads", self._parts_differentiated, z)
         return prior, likelihood, first, second
 
     def pointwise(self, z: Tensor) -> dict[str, Tensor]:
-        """The log density of each observation, {observed site: [..., *batch]}, for z [..., d]; not of factors.
+        """The log density of each observation, {observed site: [..., *batch]}; factors are left out.
 
         Raises:
             TaskUnavailable: discrete sites are summed out, so that observations are not independent given z.
         """
         if self.summed:
             raise TaskUnavailable(
-                f"site {self.summed[0]!r} is summed out, so the observations have no log densities of their own given the "
+                f"site {self.summed[0]!r} is summed out, so the observations have no log densities of their "
+                "own given the "
                 "other sites; write the mixture as dist.MixtureSameFamily, which has them."
             )
         flat = z.reshape(-1, self.dim)
@@ -170,7 +180,8 @@ class LogDensity:
             return tuple(result[0] for result in self._call(what, function, z[None]))
         if z.dim() != 2 or z.shape[1] != self.dim:
             raise ProgramError(
-                f"z has shape {tuple(z.shape)}, but points of this density have shape [chains, {self.dim}]; give it such points."
+                f"z has shape {tuple(z.shape)}, but points of this density have shape [chains, {self.dim}]; "
+                "give it such points."
             )
         if what not in self._graphs:
             self._graphs[what] = Recorder(self._inside(function), backend=self.backend)
@@ -232,10 +243,10 @@ class LogDensity:
 
         return loop
 
-    # -- points ---------------------------------------------------------------------------------------------------------
+    # -- points ----------------------------------------------------------------------------------------------
 
     def initial(self, chains: int, seed: int | None = None, radius: float = 2.0) -> Tensor:
-        """Dispersed starting points, uniform on [-radius, radius] in each coordinate, each with finite density and gradient.
+        """Dispersed starting points, uniform on [-radius, radius], each with finite density and gradient.
 
         A point without is drawn again, after every ten failures from half the radius.
 
@@ -258,7 +269,8 @@ class LogDensity:
         with self._context():
             blamed = worst_site(self._joint, z[bad])
         raise NumericalError(
-            f"no starting point of {_TRIES} has a finite density and gradient in {self.program.name!r}: {blamed}."
+            f"no starting point of {_TRIES} has a finite density and gradient in {self.program.name!r}: "
+            f"{blamed}."
         )
 
     def _uniform(self, chains: int, radius: float) -> Tensor:
@@ -276,14 +288,19 @@ class LogDensity:
         lead = z.shape[:-1]
         flat = z.reshape(-1, self.dim)
         if self._fixed and not self.deterministic:
-            draws = {name: site.transform(flat[:, site.place].reshape(-1, *site.shape)) for name, site in self.sites.items()}
+            draws = {
+                name: site.transform(flat[:, site.place].reshape(-1, *site.shape))
+                for name, site in self.sites.items()
+            }
             return {name: value.reshape(*lead, *value.shape[1:]) for name, value in draws.items()}, {}
         parts = [self._mapped(self._joint.values, rows) for rows in flat.split(_ROWS)]
         both = []
         for which in range(2):
             names = parts[0][which]
             both.append({name: torch.cat([part[which][name] for part in parts]) for name in names})
-        return tuple({name: value.reshape(*lead, *value.shape[1:]) for name, value in part.items()} for part in both)  # type: ignore[return-value]
+        return tuple(
+            {name: value.reshape(*lead, *value.shape[1:]) for name, value in part.items()} for part in both
+        )  # type: ignore[return-value]
 
     def unconstrain(self, draws: dict[str, Tensor]) -> Tensor:
         """The points [..., d] of R^d at which the latent sites have these values, the inverse of `constrain`.
@@ -293,7 +310,9 @@ class LogDensity:
         """
         missing = [name for name in self.sites if name not in draws]
         if missing:
-            raise ProgramError(f"site {missing[0]!r} has no value; give one to each of {', '.join(map(repr, self.sites))}.")
+            raise ProgramError(
+                f"site {missing[0]!r} has no value; give one to each of {', '.join(map(repr, self.sites))}."
+            )
         first, site = next(iter(self.sites.items()))
         lead = draws[first].shape[: draws[first].dim() - len(site.event)]
         flat = {
@@ -301,7 +320,10 @@ class LogDensity:
             for name, site in self.sites.items()
         }
         if self._fixed:
-            parts = [site.transform.inv(flat[name]).reshape(len(flat[name]), -1) for name, site in self.sites.items()]
+            parts = [
+                site.transform.inv(flat[name]).reshape(len(flat[name]), -1)
+                for name, site in self.sites.items()
+            ]
             return torch.cat(parts, 1).reshape(*lead, self.dim)
         return self._mapped(self._joint.coordinates, flat).reshape(*lead, self.dim)
 
@@ -312,7 +334,8 @@ class LogDensity:
                 return torch.func.vmap(function, randomness="different")(rows)
             count = len(rows) if isinstance(rows, Tensor) else len(next(iter(rows.values())))
             results = [
-                function(rows[i] if isinstance(rows, Tensor) else {k: v[i] for k, v in rows.items()}) for i in range(count)
+                function(rows[i] if isinstance(rows, Tensor) else {k: v[i] for k, v in rows.items()})
+                for i in range(count)
             ]
         return _stack(results)
 
@@ -320,7 +343,7 @@ class LogDensity:
     def _fixed(self) -> bool:
         return not any(site.depends for site in self.sites.values())
 
-    # -- construction ---------------------------------------------------------------------------------------------------
+    # -- construction ----------------------------------------------------------------------------------------
 
     def _story(self) -> Any:
         return self.program.run_model(*self._args, **self._kwargs)
@@ -331,7 +354,7 @@ class LogDensity:
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
-            with self.program.running(), pyro.validation_enabled(False), mappable_hmm():
+            with self.program.running(), unchecked(), mappable_hmm():
                 yield
         finally:
             torch.set_default_dtype(before)
@@ -362,7 +385,7 @@ class LogDensity:
             return layout(self.program.name, self._story)
 
     def _settle_deterministic(self, point: Tensor) -> None:
-        """Leaves out the deterministic sites that depend on discrete ones: their values have more dimensions there."""
+        """Leaves out deterministic sites that depend on discrete ones: there their values have more dimensions."""
         names = self._layout.deterministic
         if self._layout.summed and names:
             with torch.no_grad():
@@ -388,7 +411,14 @@ class LogDensity:
                     values = self._by(route, "log_joint")(points)[0].detach()
             except DgmError:
                 raise
-            except (RuntimeError, ValueError, NotImplementedError, IndexError, TypeError, AssertionError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                NotImplementedError,
+                IndexError,
+                TypeError,
+                AssertionError,
+            ) as error:
                 reasons.append(f"{route} fails {last.place()}: {_first_line(error)}")
                 continue
             if values.shape == single.shape and _close(values, single, self._tolerance):
@@ -396,7 +426,9 @@ class LogDensity:
                 return route
             reasons.append(f"{route} gives other values than one point at a time")
         if wanted in ("vmap", "plate"):
-            raise ProgramError(f"vectorize={wanted!r} does not work for {self.program.name!r}: {reasons[0]}; leave it out.")
+            raise ProgramError(
+                f"vectorize={wanted!r} does not work for {self.program.name!r}: {reasons[0]}; leave it out."
+            )
         self._loop(points, reasons)
         return "loop"
 
@@ -415,14 +447,20 @@ class LogDensity:
         else:
             self._graphs["value_and_grad"] = recorder
         if reasons or self.path == "python":
-            warnings.warn(f"the chains of {self.program.name!r} are evaluated {how}: {self.reason}", RuntimeWarning, stacklevel=5)
+            warnings.warn(
+                f"the chains of {self.program.name!r} are evaluated {how}: {self.reason}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _check_noise(self, points: Tensor, single: Tensor) -> None:
         again = torch.stack([self._joint.log_joint(point) for point in points]).detach()
         if not _close(again, single, 1e-6):
             raise TaskUnavailable(
-                f"the density of {self.program.name!r} is another at every run at the same point, so something in it draws random "
-                "numbers outside of pyro.sample; turn dropout off with .eval(), and give every random number a site."
+                f"the density of {self.program.name!r} is another at every run at the same point, so "
+                "something in it draws random "
+                "numbers outside of pyro.sample; turn dropout off with .eval(), and give every random "
+                "number a site."
             )
 
     def _check_reference(self, points: Tensor, single: Tensor) -> None:
@@ -430,8 +468,10 @@ class LogDensity:
             theirs = reference(self._joint, point)
             if theirs is not None and not _close(mine, theirs, self._tolerance):
                 raise ProgramError(
-                    f"the density of {self.program.name!r} is {float(mine):.6g} nats where Pyro's own potential has "
-                    f"{float(theirs):.6g}, so it is not safe to use; a site's log_prob may depend on Python state, or report it."
+                    f"the density of {self.program.name!r} is {float(mine):.6g} nats where Pyro's own "
+                    "potential has "
+                    f"{float(theirs):.6g}, so it is not safe to use; a site's log_prob may depend on Python "
+                    "state, or report it."
                 )
 
     @property

@@ -265,12 +265,11 @@ def _observations(program: Program, args: tuple, name: str | None = None) -> tup
 
     if args and program.observed is not None:
         x = args[0]
-        if program.allows_missing:  # the holes are checked as if they held a zero
-            x = torch.as_tensor(x)
-            holes = x.isnan() | (x == -1)
+        holes = x.isnan() | (x == -1) if program.allows_missing and isinstance(x, Tensor) else None
+        if holes is not None:  # the holes are checked as if they held a zero
             x = torch.where(holes, torch.zeros_like(x), x)
         first = check_observations(x, observed=program.observed, support=program.support, site=name or program.site)
-        if program.allows_missing:
+        if holes is not None:
             first = torch.where(holes, torch.full_like(first, -1), first)
         args = (first, *args[1:])
     return tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)

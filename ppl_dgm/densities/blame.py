@@ -36,7 +36,8 @@ def worst_site(joint: Joint, z: Tensor) -> str:
                 bad = float(log_prob.detach()[~log_prob.detach().isfinite()].flatten()[0])
                 kind = "observed" if node["is_observed"] else "latent"
                 return (
-                    f"at {kind} site {name!r} the log density is {bad}; compare that distribution's support and parameters "
+                    f"at {kind} site {name!r} the log density is {bad}; compare that distribution's support "
+                    "and parameters "
                     "with its values, and look for NaN in the data"
                 )
         for name, node in nodes.items():
@@ -45,7 +46,8 @@ def worst_site(joint: Joint, z: Tensor) -> str:
             (gradient,) = torch.autograd.grad(node["log_prob"].sum(), z, retain_graph=True, allow_unused=True)
             if gradient is not None and not bool(gradient.isfinite().all()):
                 return (
-                    f"at site {name!r} the log density is finite but its gradient is not; look for a square root, logarithm "
+                    f"at site {name!r} the log density is finite but its gradient is not; look for a square "
+                    "root, logarithm "
                     "or division at the edge of its domain"
                 )
     return "each site's own density is finite, but not their sum; look for values that overflow"

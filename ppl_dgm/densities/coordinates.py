@@ -13,7 +13,16 @@ from torch.distributions import biject_to
 
 from ppl_dgm.errors import TaskUnavailable
 
-__all__ = ["Coordinates", "Layout", "Start", "is_deterministic", "is_point", "layout"]
+__all__ = [
+    "Coordinates",
+    "Layout",
+    "Start",
+    "base_of",
+    "is_coordinate",
+    "is_deterministic",
+    "is_point",
+    "layout",
+]
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,10 @@ def _bijection(name: str, fn: Any) -> Any:
         return biject_to(fn.support)
     except NotImplementedError:
         raise TaskUnavailable(
-            f"site {name!r} ({type(base_of(fn)).__name__}) has a support that no bijection maps to real numbers, so "
-            "it has no density on R^d; reparametrise it, e.g. with poutine.reparam, or use method='svi' or 'importance'."
+            f"site {name!r} ({type(base_of(fn)).__name__}) has a support that no bijection maps to real "
+            "numbers, so "
+            "it has no density on R^d; reparametrise it, e.g. with poutine.reparam, or use method='svi' or "
+            "'importance'."
         ) from None
 
 
@@ -137,7 +148,8 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
     """Run a program twice from different starting points and read its sites.
 
     Raises:
-        TaskUnavailable: the program has no continuous latent site, subsamples a plate, has a discrete site without a
+        TaskUnavailable: the program has no continuous latent site, subsamples a plate, has a discrete site
+            without a
             finite list of values, or its sites differ from run to run.
     """
     trace, other = (poutine.trace(Start()(story)).get_trace() for _ in range(2))
@@ -156,7 +168,11 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
             found.device = node["infer"]["_coordinates"][0].device
         elif is_deterministic(node):
             found.deterministic.append(key)
-            if node["is_observed"] and not node["infer"].get("_deterministic") and _holds(node, other.nodes[key]):
+            if (
+                node["is_observed"]
+                and not node["infer"].get("_deterministic")
+                and _holds(node, other.nodes[key])
+            ):
                 found.points.add(key)
             found.latent_points |= not node["is_observed"]
         elif node["is_observed"]:
@@ -171,7 +187,7 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
 
 
 def _holds(node: Any, other: Any) -> bool:
-    """Whether an observed Delta has the very value that it is at, so that it adds nothing, at both starting points."""
+    """Whether an observed Delta is at the very value, so that it adds nothing, at both starting points."""
     return all(bool((n["fn"].log_prob(n["value"]) == 0).all()) for n in (node, other))
 
 
@@ -191,12 +207,19 @@ def _refuse(name: str, nodes: dict[str, Any], other: Any) -> None:
         if type(fn).__name__ == "_Subsample":
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise TaskUnavailable(
-                    f"plate {key!r} draws {fn.subsample_size} of {fn.size} rows anew at each run, so its density is noisy; "
+                    f"plate {key!r} draws {fn.subsample_size} of {fn.size} rows anew at each run, so its "
+                    "density is noisy; "
                     "give the plate all rows, or use method='svi'."
                 )
-        elif not node["is_observed"] and not is_point(fn) and not is_coordinate(fn) and not fn.has_enumerate_support:
+        elif (
+            not node["is_observed"]
+            and not is_point(fn)
+            and not is_coordinate(fn)
+            and not fn.has_enumerate_support
+        ):
             raise TaskUnavailable(
-                f"site {key!r} ({type(base_of(fn)).__name__}) is discrete and has no finite list of values to sum over; use "
+                f"site {key!r} ({type(base_of(fn)).__name__}) is discrete and has no finite list of values "
+                "to sum over; use "
                 "a continuous or finite distribution there, or method='importance' with a guide."
             )
         if key not in other.nodes or (
@@ -204,7 +227,8 @@ def _refuse(name: str, nodes: dict[str, Any], other: Any) -> None:
             and node["infer"]["_coordinates"][0].shape != other.nodes[key]["infer"]["_coordinates"][0].shape
         ):
             raise TaskUnavailable(
-                f"site {key!r} of {name!r} is not there, or has another shape, in every run, so that the density has no "
+                f"site {key!r} is not there in every run, or not of the same shape, so that the density of "
+                f"{name!r} has no "
                 "fixed dimension; draw every site in every run, and mask what does not count."
             )
 
@@ -212,7 +236,8 @@ def _refuse(name: str, nodes: dict[str, Any], other: Any) -> None:
 def _nothing_continuous(name: str, found: Layout) -> None:
     if found.summed:
         raise TaskUnavailable(
-            f"every latent site of {name!r} ({', '.join(map(repr, found.summed))}) is discrete, so there is no density on "
+            f"every latent site of {name!r} ({', '.join(map(repr, found.summed))}) is discrete, so there is "
+            "no density on "
             "R^d; method='exact' sums over them."
         )
     raise TaskUnavailable(f"{name!r} has no latent site for these arguments, so there is nothing to infer.")

@@ -1,9 +1,13 @@
-"""The joint log density of a program at one point or at many, as a function of tensors that can be mapped and recorded."""
+"""The joint log density of a program at one point or many: a function to be mapped and recorded."""
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -14,31 +18,47 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-import pyro
-from ppl_dgm.densities.coordinates import Layout, is_point
+from ppl_dgm.densities.coordinates import Layout, is_coordinate, is_point
 from ppl_dgm.densities.log_einsum import StableLogRing
 from ppl_dgm.errors import TaskUnavailable
 
-__all__ = ["Joint"]
+__all__ = ["Joint", "unchecked"]
 
 _CHAINS = "_chains"
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Inside, no distribution looks at its parameters or values, not even one that was made outside."""
+    silent = patch.object(torch.distributions.Distribution, "_validate_sample", lambda self, value: None)
+    with pyro.validation_enabled(False), silent, warnings.catch_warnings():
+        # slower than it could be while it is recorded, and right all the same
+        warnings.filterwarnings("ignore", message=".*batching rule", category=UserWarning)
+        yield
 
 
 class _Place(Messenger):
     """Gives each coordinate site its value from z and adds up the log Jacobians.
 
-    `chains` is None for one point z [d]; else z is [chains, d] and values get the chains as an outermost plate.
+    `chains` is None for one point z [d]; else z is [chains, d] and values get the chains as an outermost
+    plate.
     """
 
     def __init__(self, layout: Layout, z: Tensor, chains: int | None) -> None:
         super().__init__()
         self.layout, self.z, self.chains = layout, z, chains
         self.jacobian: Any = 0.0
+        self.placed: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         site = self.layout.sites.get(msg["name"])
-        if site is None or msg["is_observed"]:
+        if msg["is_observed"]:
             return
+        if site is None:
+            if not msg["done"] and is_coordinate(msg["fn"]):
+                raise _moving(msg["name"])
+            return
+        self.placed.add(msg["name"])
         transform = biject_to(msg["fn"].support) if site.depends else site.transform
         u = self.z[..., site.place]
         if self.chains is None:
@@ -51,13 +71,23 @@ class _Place(Messenger):
         if self.chains is None:
             if value.shape != site.event:
                 raise TaskUnavailable(
-                    f"site {msg['name']!r} has a support that depends on a discrete site, so that the sum over that "
-                    "one is no function of fixed coordinates; draw the discrete site explicitly, or use method='importance'."
+                    f"site {msg['name']!r} has a support that depends on a discrete site, so that the sum "
+                    "over that "
+                    "one is no function of fixed coordinates; draw the discrete site explicitly, or use "
+                    "method='importance'."
                 )
             self.jacobian = self.jacobian + jacobian.sum()
         else:
             self.jacobian = self.jacobian + jacobian.reshape(self.chains, -1).sum(1)
         msg["value"] = value
+
+
+def _moving(name: str) -> TaskUnavailable:
+    return TaskUnavailable(
+        f"site {name!r} is not there in every run, so that the density has no fixed dimension; draw every "
+        "site in "
+        "every run, and mask what does not count."
+    )
 
 
 class _Read(Messenger):
@@ -91,7 +121,7 @@ class _Enumerate(EnumMessenger):
 
 
 class Joint:
-    """log p(x, z) + log |det J| with discrete sites summed out; each method takes z [d], or [chains, d] with `chains`."""
+    """log p(x, z) + log |det J|, discrete sites summed out, of z [d], or of z [chains, d] with `chains`."""
 
     def __init__(self, layout: Layout, story: Callable[[], Any]) -> None:
         self.layout, self.story = layout, story
@@ -104,6 +134,9 @@ class Joint:
             story = pyro.plate(_CHAINS, chains, dim=-1 - self.layout.nesting)(story)
         with place:
             trace = poutine.trace(story).get_trace()
+        for name in self.layout.sites:
+            if name not in place.placed:
+                raise _moving(name)
         return trace, place.jacobian
 
     def _enumerated(self, story: Callable[[], Any], chains: int | None) -> Callable[[], Any]:
@@ -179,7 +212,9 @@ class Joint:
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         sizes: dict[str, int] = {}
         for node in nodes.values():
-            plates = frozenset(trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized)
+            plates = frozenset(
+                trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized
+            )
             term = node["packed"]["log_prob"]
             terms.setdefault(plates, []).append(term)
             sizes.update(zip(term._pyro_dims, term.shape, strict=True))

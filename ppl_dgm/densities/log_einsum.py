@@ -1,6 +1,7 @@
 """Sum-products of log factors by logsumexp: no underflow, and every step is one that vmap knows.
 
-Pyro's own backend goes through exp, a linear einsum and a log whose autograd function has no rule for vmap. The
+Pyro's own backend goes through exp, a linear einsum and a log whose autograd function has no rule for vmap.
+The
 functions here have the names that opt_einsum looks for in a backend.
 """
 
@@ -43,7 +44,9 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     assert total is not None
     if summed:
         return torch.logsumexp(total, list(range(len(output), len(order))))
-    return total.clone() if len(operands) == 1 else total  # the ring writes a name on it: never on its argument
+    return (
+        total.clone() if len(operands) == 1 else total
+    )  # the ring writes a name on it: never on its argument
 
 
 tensordot = Tensordot(einsum)

@@ -14,7 +14,8 @@ __all__ = ["reference"]
 def reference(joint: Joint, z: Tensor) -> Tensor | None:
     """log p(x, z) + log |det J| as Pyro computes it, or None where it cannot.
 
-    The potential of Pyro's Hamiltonian kernels; where a support depends on other sites, which that potential ignores,
+    The potential of Pyro's Hamiltonian kernels; where a support depends on other sites, which that potential
+    ignores,
     the log density of a conditioned trace and the Jacobians at that point.
     """
     layout = joint.layout
@@ -25,7 +26,9 @@ def reference(joint: Joint, z: Tensor) -> Tensor | None:
 
 
 def _potential(joint: Joint, layout: Layout, z: Tensor) -> Tensor:
-    story = Start()(joint.story)  # for the run that Pyro makes to see the sites: flat priors cannot be drawn from
+    story = Start()(
+        joint.story
+    )  # for the run that Pyro makes to see the sites: flat priors cannot be drawn from
     _, potential, _, _ = initialize_model(story, (), {}, initial_params={})
     params = {name: z[site.place].reshape(site.shape) for name, site in layout.sites.items()}
     return torch.as_tensor(potential(params))

@@ -18,6 +18,7 @@ _PAD = 9.0  # between a plate's border and its nodes
 _INNER = 5.0  # between the borders of two plates, one in the other
 _OUTSIDE = 12.0  # between a plate's border and what is not in it
 _STACK = 7.0  # between the parameters of a stack
+_FAN = 8  # edges that would run over their end's neighbours, before rows are set further apart
 _LABEL = 5.0  # between a plate's label and its border
 
 
@@ -98,8 +99,8 @@ class Placement:
         ends, starts = self._levels(self.last), self._levels(self.first)
         if self.right:
             self._make_room_for_labels()
-        along = self._along(ends, starts)
         across, low, high = self._across(ends)
+        along = self._along(ends, starts, across)
         lengths = self._ends(along, ends, starts)
         for i, unit in enumerate(self.units):
             places = self.offsets[i] if len(unit.names) > 1 else [0.0]
@@ -145,7 +146,7 @@ class Placement:
             if short > 0:
                 self.extent[ends, 2:] += short / 2
 
-    def _along(self, ends: list[int], starts: list[int]) -> np.ndarray:
+    def _along(self, ends: list[int], starts: list[int], across: np.ndarray) -> np.ndarray:
         """The places of the rows: room for nodes, the borders and labels of plates that end or begin between them. [row]"""
         count = max(u.row for u in self.units) + 1
         rows = np.array([u.row for u in self.units])
@@ -157,11 +158,31 @@ class Placement:
             one = _INNER + (0.0 if self.right else strip)
             ending[self.last[p]] = max(ending[self.last[p]], ends[p] * one + _PAD - _INNER)
             starting[self.first[p]] = max(starting[self.first[p]], starts[p] * _INNER + _PAD - _INNER)
-        along = np.zeros(count)
+        along, fans = np.zeros(count), self._fans(across)
         for r in range(1, count):
             borders = ending[r - 1] + starting[r]
-            along[r] = along[r - 1] + after[r - 1] + before[r] + max(EDGE, borders + (_OUTSIDE if borders else 0))
+            least = after[r - 1] + before[r] + max(EDGE, borders + (_OUTSIDE if borders else 0))
+            along[r] = along[r - 1] + max(least, fans.get(r, 0.0))
         return along
+
+    def _fans(self, across: np.ndarray) -> dict[int, float]:
+        """Rows that many slanting edges enter, and how far below the last row they must be for the edges to miss their neighbours."""
+        needed: dict[int, list[float]] = defaultdict(list)
+        rows: dict[int, list[int]] = defaultdict(list)
+        for u in self.order:
+            if self.units[u].names:
+                rows[self.units[u].row].append(u)
+        place = {u: (i, line) for line in rows.values() for i, u in enumerate(line)}
+        for s in self.segments:
+            for u, v in ((s.source, s.target), (s.target, s.source)):
+                if u not in place or v not in place or abs(self.units[u].row - self.units[v].row) != 1:
+                    continue
+                width, (i, line) = float(across[u] - across[v]), place[v]
+                beside = i + (1 if width > 0 else -1)
+                if 0 <= beside < len(line) and abs(width) > abs(gap := float(across[line[beside]] - across[v])):
+                    clear = 21.0
+                    needed[max(self.units[u].row, self.units[v].row)].append(clear * abs(width) / max(gap**2 - clear**2, 1.0) ** 0.5)
+        return {row: max(found) for row, found in needed.items() if sum(f > 80 for f in found) > _FAN}
 
     def _ends(self, along: np.ndarray, ends: list[int], starts: list[int]) -> list[tuple[float, float]]:
         """Where each plate begins and ends along: round its nodes, and clear of the borders within it."""

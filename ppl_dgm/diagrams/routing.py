@@ -12,7 +12,8 @@ __all__ = ["points", "route"]
 _NODE, _TEXT = 5.0, 2.5  # clear space wanted beside a node, a text
 _BULGES = (0.1, 0.16, 0.23, 0.32, 0.42, 0.55, 0.7, 0.9)
 _STEPS = 24  # points at which each segment of a curve is checked
-_NEAR = 90.0  # how far from the straight line a way round is looked for
+_TURNS = 120  # corners looked at on the way round, at most
+_NEAR = 80.0  # how far from the straight line a way round is looked for
 
 
 def route(scene: Scene, bends: dict[tuple[str, str], list[tuple[float, float]]]) -> None:
@@ -68,7 +69,7 @@ def _best(
     if len(way):
         path = np.array([start, *way, end])
         consider(_smooth(path), _path_length(path) + 5)
-    if not found or min(cost for cost, _ in found) > 1.25 * length + 60:
+    if not found:
         around = _way_round(start, end, obstacles, edge)
         if around is not None:
             for curve in (_smooth(around), *(_rounded(around, r) for r in (12.0, 6.0, 2.0))):
@@ -302,7 +303,7 @@ def _way_round(start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: 
     parent: dict[int, int] = {}
     queue = [(float(np.hypot(*(end - start))), 0)]
     done = set()
-    while queue:
+    while queue and len(done) < _TURNS:
         _, here = heappop(queue)
         if here == 1:
             path = [1]

@@ -13,7 +13,7 @@ from .scene import EdgeMark, NodeMark
 
 __all__ = ["Rows", "assign_rows"]
 
-_WIDEST = 16  # nodes without children that share a row, before they are given rows of their own
+_WIDEST = 16  # nodes without edges that share a row, at most
 
 
 class Rows:
@@ -169,13 +169,11 @@ def _acyclic(pairs: list) -> list:
 
 
 def _wrap(row: dict[str, int], core: list[str], arrows: list[tuple[str, str]]) -> None:
-    """Spreads the nodes without children of an overfull row over the rows below it."""
-    parents = {u for u, _ in arrows}
-    for value in sorted(set(row.values())):
-        here = [name for name in core if row[name] == value]
-        leaves = [name for name in here if name not in parents]
-        if len(here) > _WIDEST and len(leaves) > 1:
-            lines = -(-len(leaves) // _WIDEST)
-            length = -(-len(leaves) // lines)
-            for i, name in enumerate(leaves):
-                row[name] = value + i // length
+    """Spreads nodes without edges over several rows if they would overfill one."""
+    joined = {name for arrow in arrows for name in arrow}
+    alone = [name for name in core if name not in joined]
+    if len(alone) > _WIDEST:
+        lines = -(-len(alone) // _WIDEST)
+        length = -(-len(alone) // lines)
+        for i, name in enumerate(alone):
+            row[name] = i // length

@@ -25,7 +25,9 @@ def terms(graph: nx.DiGraph) -> list[Factor]:
     for node, data in graph.nodes(data=True):
         if data["kind"] in ("latent", "observed", "deterministic", "factor"):
             above = list(graph.predecessors(node))
-            constant = tuple(p for p in graph if p in above and graph.nodes[p]["kind"] in ("parameter", "input"))
+            constant = tuple(
+                p for p in graph if p in above and graph.nodes[p]["kind"] in ("parameter", "input")
+            )
             variable = tuple(p for p in graph if p in above and p not in constant)
             found.append(Factor(node, variable, constant, data["kind"]))
     return found
@@ -34,7 +36,9 @@ def terms(graph: nx.DiGraph) -> list[Factor]:
 def moral(graph: nx.DiGraph) -> nx.Graph:
     """Undirected over the variables; those in one term are joined."""
     result = nx.Graph()
-    result.add_nodes_from((n, d) for n, d in graph.nodes(data=True) if d["kind"] in ("latent", "observed", "deterministic"))
+    result.add_nodes_from(
+        (n, d) for n, d in graph.nodes(data=True) if d["kind"] in ("latent", "observed", "deterministic")
+    )
     for term in terms(graph):
         scope = [*term.parents, *(() if term.kind == "factor" else (term.child,))]
         result.add_edges_from((a, b) for i, a in enumerate(scope) for b in scope[i + 1 :])
@@ -79,7 +83,10 @@ class Factorisation(str):
         product = " ".join(_nested(self._graph, body, self._plates, True))
         sign = r"\propto" if any(term.kind == "factor" for term in body) else "="
         lines = rf"p({', '.join(map(latex_name, head))}) {sign} {product}"
-        defined = [rf"{latex_name(t.child)} = f({', '.join(map(latex_name, (*t.parents, *t.constants)))})" for t in where]
+        defined = [
+            rf"{latex_name(t.child)} = f({', '.join(map(latex_name, (*t.parents, *t.constants)))})"
+            for t in where
+        ]
         return lines + (r",\quad " + r",\ ".join(defined) if defined else "")
 
 
@@ -94,11 +101,15 @@ def _text(graph: nx.DiGraph, plates: dict[str, int], found: list[Factor]) -> str
 def _parts(graph: nx.DiGraph, found: list[Factor]) -> tuple[list[str], list[Factor], list[Factor]]:
     """Variables of the joint, its terms, and the definitions of deterministic nodes."""
     head = [term.child for term in found if term.kind in ("latent", "observed")]
-    body = [term for term in found if term.kind != "deterministic" and not graph.nodes[term.child].get("masked")]
+    body = [
+        term for term in found if term.kind != "deterministic" and not graph.nodes[term.child].get("masked")
+    ]
     return head, body, [term for term in found if term.kind == "deterministic"]
 
 
-def _nested(graph: nx.DiGraph, body: Iterable[Factor], plates: dict[str, int], latex: bool, depth: int = 0) -> list[str]:
+def _nested(
+    graph: nx.DiGraph, body: Iterable[Factor], plates: dict[str, int], latex: bool, depth: int = 0
+) -> list[str]:
     """Terms, with those of one plate together behind one product sign."""
     parts: list[str] = []
     waiting = list(body)

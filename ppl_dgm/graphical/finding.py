@@ -57,13 +57,20 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
     if args and hasattr(args[0], "train"):
         args = (args[0].train, *args[1:])
     if args and program.observed is not None and isinstance(args[0], Tensor):
-        args = (check_observations(args[0], observed=program.observed, support=program.support, site=program.site), *args[1:])
+        args = (
+            check_observations(
+                args[0], observed=program.observed, support=program.support, site=program.site
+            ),
+            *args[1:],
+        )
     if not args and not kwargs and program.observed is not None and program.draws_n:
         with torch.no_grad(), seeded(0), program.running(), evaluating(program):
             drawn = poutine.trace(program.run_model).get_trace(n=2).nodes
         if program.site in drawn:
             return (drawn[program.site]["value"],), frozenset({"data"})
-    return tree_map(lambda leaf: leaf.to(program.device) if isinstance(leaf, Tensor) else leaf, args), frozenset()
+    return tree_map(
+        lambda leaf: leaf.to(program.device) if isinstance(leaf, Tensor) else leaf, args
+    ), frozenset()
 
 
 def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> float:
@@ -76,7 +83,10 @@ def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> float:
     except DgmError:
         raise
     except Exception as error:
-        sentence = explain(program, args, kwargs, error) or f"{program.name!r} cannot run on these arguments: {error}."
+        sentence = (
+            explain(program, args, kwargs, error)
+            or f"{program.name!r} cannot run on these arguments: {error}."
+        )
         raise ProgramError(sentence) from error
     return time.process_time() - begin
 
@@ -107,12 +117,17 @@ class _Finder:
         runs: recorded runs of the model under several seeds.
     """
 
-    def __init__(self, program: Program, args: tuple, kwargs: dict, known: dict[str, Parameter], runs: list[Recording]) -> None:
+    def __init__(
+        self, program: Program, args: tuple, kwargs: dict, known: dict[str, Parameter], runs: list[Recording]
+    ) -> None:
         self.program, self.args, self.kwargs, self.known, self.runs = program, args, kwargs, known, runs
         self._drawn: dict[int, dict[str, Tensor]] = {}
         # where in the inputs the observed sites stand
         self.held = {
-            name: [r for r in positions(site.held)] for run in runs for name, site in run.sites.items() if site.kind == "observed"
+            name: [r for r in positions(site.held)]
+            for run in runs
+            for name, site in run.sites.items()
+            if site.kind == "observed"
         }
         self.sites: dict[str, Record] = {}
         for run in sorted(runs, key=lambda run: -len(run.sites)):
@@ -133,7 +148,9 @@ class _Finder:
             probe = Probe(self.program, model, self.args, self.kwargs, run, self._draws)
             order = {name: i for i, name in enumerate(run.sites)}
             sources = [
-                Source(name, name, "site", i, self.held.get(name, [])) for name, i in order.items() if run.sites[name].kind != "factor"
+                Source(name, name, "site", i, self.held.get(name, []))
+                for name, i in order.items()
+                if run.sites[name].kind != "factor"
             ]
             probed |= probe.all_edges(sources + self._constants(run), traced, self._escaped(run))
             notes += _probe_notes(probe)
@@ -148,8 +165,14 @@ class _Finder:
         """Sources as node names: a part of an input stands for the observed sites that are read from it, if any."""
         names = {source for source in found if not isinstance(source, Region)}
         for region in positions(found):
-            readers = [other for other, mine in self.held.items() if any(region.overlaps(own) for own in mine)]
-            earlier = [name for name in readers if name in order and site in order and order.index(name) < order.index(site)]
+            readers = [
+                other for other, mine in self.held.items() if any(region.overlaps(own) for own in mine)
+            ]
+            earlier = [
+                name
+                for name in readers
+                if name in order and site in order and order.index(name) < order.index(site)
+            ]
             names |= set(earlier)
             if not readers:
                 names.add(self._input_name(region.name))
@@ -169,7 +192,9 @@ class _Finder:
     def _escaped(self, run: Recording) -> set[str]:
         names = {source for source in run.escaped if not isinstance(source, Region)}
         for region in positions(run.escaped):
-            names |= {name for name, mine in self.held.items() if any(region.overlaps(own) for own in mine)} or {region.name}
+            names |= {
+                name for name, mine in self.held.items() if any(region.overlaps(own) for own in mine)
+            } or {region.name}
         return names
 
     def _draws(self, turn: int) -> dict[str, Tensor]:
@@ -194,7 +219,9 @@ class _Finder:
     def _always(self) -> set[str]:
         drawn = [set(values) for values in self._drawn.values()]
         factors = {name for name, site in self.sites.items() if site.kind == "factor"}
-        return set.intersection(*(set(run.sites) for run in self.runs), *(names | factors for names in drawn if names))
+        return set.intersection(
+            *(set(run.sites) for run in self.runs), *(names | factors for names in drawn if names)
+        )
 
     # -- assembling ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +234,10 @@ class _Finder:
         constants = {**self.known}
         for name in _sorted_sites(self.runs, self.sites):
             parents = incoming[name]
-            for parent in sorted(parents - self.sites.keys(), key=lambda p: (list(constants).index(p) if p in constants else 999, p)):
+            for parent in sorted(
+                parents - self.sites.keys(),
+                key=lambda p: (list(constants).index(p) if p in constants else 999, p),
+            ):
                 if parent not in graph:
                     self._add_constant(graph, parent)
             graph.add_node(name, **_site_attributes(self.sites[name], name not in always))
@@ -219,11 +249,20 @@ class _Finder:
         return graph
 
     def _add_constant(self, graph: nx.DiGraph, name: str) -> None:
-        empty = {"support": "", "event_shape": (), "discrete": False, "plates": (), "markov": False, "enumerated": False}
+        empty = {
+            "support": "",
+            "event_shape": (),
+            "discrete": False,
+            "plates": (),
+            "markov": False,
+            "enumerated": False,
+        }
         empty |= {"masked": False, "sometimes": False}
         node = self.known.get(name)
         if node is not None:
-            graph.add_node(name, kind="parameter", dist=node.module, shape=node.shape, size=node.size, **empty)
+            graph.add_node(
+                name, kind="parameter", dist=node.module, shape=node.shape, size=node.size, **empty
+            )
             return
         leaf = self.runs[0].inputs.get(name.removesuffix(" (input)"))
         shape = None if leaf is None else tuple(leaf.shape)
@@ -242,7 +281,9 @@ class _Finder:
             self.known = {**parameters(self.program)}
             run = record(self.program, guide, self.args, self.kwargs, self.known, 0)
         except Exception as error:  # a guide may need observations that the model does without
-            return None, [f"the guide does not run on these arguments ({type(error).__name__}: {error}); give it observations."]
+            return None, [
+                f"the guide does not run on these arguments ({type(error).__name__}: {error}); give it observations."
+            ]
         data = [name for name, regions in self.held.items() if regions]
         order = [*data, *run.sites]
         traced = {name: self._names(site.parents, name, order) for name, site in run.sites.items()}
@@ -250,17 +291,25 @@ class _Finder:
         probe = Probe(self.program, guide, self.args, self.kwargs, run, self._draws, values)
         places = {name: i for i, name in enumerate(run.sites)}
         sources = [Source(name, name, "site", -1, self.held[name]) for name in data]
-        sources += [Source(name, name, "site", i) for name, i in places.items() if run.sites[name].kind != "factor"]
+        sources += [
+            Source(name, name, "site", i) for name, i in places.items() if run.sites[name].kind != "factor"
+        ]
         probed = probe.all_edges(sources + self._constants(run), traced, self._escaped(run))
         graph = self._guide_nodes(model, run, traced, probed)
         return graph, [f"guide: {note}" for note in _probe_notes(probe)]
 
-    def _guide_nodes(self, model: nx.DiGraph, run: Recording, traced: dict[str, set[str]], probed: set[tuple[str, str]]) -> nx.DiGraph:
+    def _guide_nodes(
+        self, model: nx.DiGraph, run: Recording, traced: dict[str, set[str]], probed: set[tuple[str, str]]
+    ) -> nx.DiGraph:
         graph = nx.DiGraph()
         incoming = {name: traced[name] | {u for u, v in probed if v == name} for name in run.sites}
         wanted = set().union(*incoming.values()) if incoming else set()
         for name in model:
-            if name in wanted and model.nodes[name]["kind"] in ("observed", "input") and name not in run.sites:
+            if (
+                name in wanted
+                and model.nodes[name]["kind"] in ("observed", "input")
+                and name not in run.sites
+            ):
                 graph.add_node(name, **model.nodes[name])
         for name, site in run.sites.items():
             for parent in sorted(incoming[name] - run.sites.keys() - set(graph)):
@@ -344,7 +393,9 @@ def _probe_notes(probe: Probe) -> list[str]:
         notes.append(_differing(sorted(probe.appearing)))
     if probe.noisy:
         names = ", ".join(map(repr, sorted(probe.noisy)[:5]))
-        notes.append(f"the distribution of {names} changes from run to run though no site does; the probe left it out.")
+        notes.append(
+            f"the distribution of {names} changes from run to run though no site does; the probe left it out."
+        )
     if probe.stopped:
         notes.append("the probe ran out of time, so that dependence through Python numbers may be missing.")
     return notes

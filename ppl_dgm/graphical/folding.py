@@ -44,7 +44,9 @@ def fold(structure: Any, longer_than: int) -> Any:
                     names[members[time]], slices[members[time]] = f"{family}[{label}]", (label, len(members))
             removed |= {site for time, site in members.items() if time not in kept}
         first, last = chain.times[0], chain.times[-1]
-        notes.append(f"folded: {', '.join(chain.families)} for {first} to {last}, {len(chain.times)} slices, shown as {len(kept)}.")
+        notes.append(
+            f"folded: {', '.join(chain.families)} for {first} to {last}, {len(chain.times)} slices, shown as {len(kept)}."
+        )
     folded = _quotient(graph, chains, names, removed, slices)
     guide = _folded_guide(structure.guide_graph, chains, names, removed, slices)
     return replace(structure, graph=folded, guide_graph=guide, notes=notes, unfolded=structure.unfolded)
@@ -56,7 +58,13 @@ def _label(kept: list[int], place: int) -> str:
     return "t" if ahead == 0 else f"t-{ahead}"
 
 
-def _quotient(graph: nx.DiGraph, chains: list[_Chain], names: dict[str, str], removed: set[str], slices: dict[str, tuple[str, int]]) -> nx.DiGraph:
+def _quotient(
+    graph: nx.DiGraph,
+    chains: list[_Chain],
+    names: dict[str, str],
+    removed: set[str],
+    slices: dict[str, tuple[str, int]],
+) -> nx.DiGraph:
     """The graph of the kept slices, with the last slice joined to those before it as each slice of the chain is."""
     result = nx.DiGraph()
     for node, data in graph.nodes(data=True):
@@ -69,7 +77,11 @@ def _quotient(graph: nx.DiGraph, chains: list[_Chain], names: dict[str, str], re
             result.add_edge(names.get(parent, parent), names.get(child, child), **data)
     for chain in chains:
         kept = [*chain.times[: chain.order], chain.times[-1]]
-        where = {site: (family, chain.times.index(t)) for family, m in chain.families.items() for t, site in m.items()}
+        where = {
+            site: (family, chain.times.index(t))
+            for family, m in chain.families.items()
+            for t, site in m.items()
+        }
         for members in chain.families.values():
             last = members[chain.times[-1]]
             for parent in graph.predecessors(last):
@@ -82,7 +94,11 @@ def _quotient(graph: nx.DiGraph, chains: list[_Chain], names: dict[str, str], re
 
 
 def _folded_guide(
-    guide: nx.DiGraph | None, chains: list[_Chain], names: dict[str, str], removed: set[str], slices: dict[str, tuple[str, int]]
+    guide: nx.DiGraph | None,
+    chains: list[_Chain],
+    names: dict[str, str],
+    removed: set[str],
+    slices: dict[str, tuple[str, int]],
 ) -> nx.DiGraph | None:
     """The guide with the same slices; what joined neighbouring times joins neighbouring slices."""
     if guide is None:
@@ -92,7 +108,12 @@ def _folded_guide(
         if node not in removed:
             label = slices.get(node, (data["markov"], 0))[0]
             result.add_node(names.get(node, node), **{**data, "markov": label})
-    place = {site: (chain, family, chain.times.index(t)) for chain in chains for family, m in chain.families.items() for t, site in m.items()}
+    place = {
+        site: (chain, family, chain.times.index(t))
+        for chain in chains
+        for family, m in chain.families.items()
+        for t, site in m.items()
+    }
     for parent, child, data in guide.edges(data=True):
         if parent not in removed and child not in removed:
             result.add_edge(names.get(parent, parent), names.get(child, child), **data)
@@ -114,7 +135,9 @@ def _folded_guide(
 
 def _chains(graph: nx.DiGraph) -> list[_Chain]:
     """Groups of numbered families in which every slice, but for the first few, depends on earlier ones in the same way."""
-    families = _families(graph, [n for n, d in graph.nodes(data=True) if d["kind"] not in ("parameter", "input")])
+    families = _families(
+        graph, [n for n, d in graph.nodes(data=True) if d["kind"] not in ("parameter", "input")]
+    )
     place = {site: (family, time) for family, members in families.items() for time, site in members.items()}
     linked = nx.Graph()
     linked.add_nodes_from(families)
@@ -127,7 +150,9 @@ def _chains(graph: nx.DiGraph) -> list[_Chain]:
     found = []
     for group in nx.connected_components(linked):
         if group & lagged:
-            chain = _regular(graph, {family: families[family] for family in families if family in group}, place)
+            chain = _regular(
+                graph, {family: families[family] for family in families if family in group}, place
+            )
             if chain is not None:
                 found.append(chain)
     return found
@@ -143,13 +168,18 @@ def _families(graph: nx.DiGraph, nodes: Iterable[str]) -> dict[str, dict[int, st
     alike = {}
     for stem, members in stems.items():
         times = sorted(members)
-        looks = {tuple(graph.nodes[site][key] for key in ("kind", "plates", "event_shape")) for site in members.values()}
+        looks = {
+            tuple(graph.nodes[site][key] for key in ("kind", "plates", "event_shape"))
+            for site in members.values()
+        }
         if len(times) >= 3 and times == list(range(times[0], times[-1] + 1)) and len(looks) == 1:
             alike[stem] = members
     return alike
 
 
-def _regular(graph: nx.DiGraph, families: dict[str, dict[int, str]], place: dict[str, tuple[str, int]]) -> _Chain | None:
+def _regular(
+    graph: nx.DiGraph, families: dict[str, dict[int, str]], place: dict[str, tuple[str, int]]
+) -> _Chain | None:
     """The families as a chain, or None where slices differ in more than the start."""
     nodes = {node: i for i, node in enumerate(graph)}
     times = sorted({time for members in families.values() for time in members})
@@ -168,8 +198,14 @@ def _regular(graph: nx.DiGraph, families: dict[str, dict[int, str]], place: dict
                 lag = rank[time] - rank[place[parent][1]] if mine else 0
                 order = max(order, lag)
                 looks[rank[time]].add((family, place[parent][0], lag) if mine else (family, parent))
-            outside[rank[time]] |= {(family, child) for child in graph.successors(site) if child not in place or place[child][0] not in families}
-    if not 0 < order < len(times) - 1 or any(time not in members for members in families.values() for time in times[order:]):
+            outside[rank[time]] |= {
+                (family, child)
+                for child in graph.successors(site)
+                if child not in place or place[child][0] not in families
+            }
+    if not 0 < order < len(times) - 1 or any(
+        time not in members for members in families.values() for time in times[order:]
+    ):
         return None
     steady = [looks[i] for i in range(order, len(times))]
     ends = {i: outside[i] for i in range(len(times))}
@@ -199,7 +235,9 @@ def merge_plates(structure: Any) -> Any:
     looks: dict[str, set] = {}
     for stem, members in families.items():
         for i, site in members.items():
-            look = frozenset((place[p][0], place[p][1] - i) if p in place else (p, None) for p in graph.predecessors(site))
+            look = frozenset(
+                (place[p][0], place[p][1] - i) if p in place else (p, None) for p in graph.predecessors(site)
+            )
             looks.setdefault(stem, set()).add(look)
     if any(len(look) > 1 or any(lag for _, lag in next(iter(look))) for look in looks.values()):
         return structure
@@ -210,7 +248,11 @@ def merge_plates(structure: Any) -> Any:
         name = names.get(node, node)
         if name not in ordered:
             ordered.add_node(name, **merged.nodes[name])
-    ordered.add_edges_from((u, v, data) for v in ordered for u, data in ((u, merged.edges[u, v]) for u in ordered if merged.has_edge(u, v)))
+    ordered.add_edges_from(
+        (u, v, data)
+        for v in ordered
+        for u, data in ((u, merged.edges[u, v]) for u in ordered if merged.has_edge(u, v))
+    )
     guide = structure.guide_graph and nx.relabel_nodes(structure.guide_graph, names, copy=True)
     return replace(structure, graph=ordered, guide_graph=guide, unfolded=structure.unfolded)
 

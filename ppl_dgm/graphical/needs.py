@@ -60,9 +60,13 @@ def required_inputs(structure: Any, latent: str) -> Needs:
     """
     guide: nx.DiGraph | None = structure.guide_graph
     if guide is None:
-        raise ProgramError(f"{structure.name!r} has no guide here; pass guide=... to structure, or the observations that its guide takes.")
+        raise ProgramError(
+            f"{structure.name!r} has no guide here; pass guide=... to structure, or the observations that its guide takes."
+        )
     if latent not in guide:
-        raise ProgramError(f"the guide does not draw {latent!r}; it draws {', '.join(n for n, k in guide.nodes(data='kind') if k == 'latent')}.")
+        raise ProgramError(
+            f"the guide does not draw {latent!r}; it draws {', '.join(n for n, k in guide.nodes(data='kind') if k == 'latent')}."
+        )
     graph = structure.graph
     drawn = [node for node, kind in guide.nodes(data="kind") if kind == "latent" and node in graph]
     before = drawn[: drawn.index(latent)]

@@ -18,10 +18,14 @@ def to_pgmpy(structure: Any) -> Any:
     try:
         from pgmpy.base import DAG
     except ImportError:
-        raise TaskUnavailable("to_pgmpy needs pgmpy, which is not installed: pip install pgmpy; .graph is a networkx DiGraph that works without it.") from None
+        raise TaskUnavailable(
+            "to_pgmpy needs pgmpy, which is not installed: pip install pgmpy; .graph is a networkx DiGraph that works without it."
+        ) from None
     factors = structure.kind("factor")
     if factors:
-        raise TaskUnavailable(f"pgmpy's DAG has no factors, but there is {factors[0]!r}; use .moral(), a networkx Graph.")
+        raise TaskUnavailable(
+            f"pgmpy's DAG has no factors, but there is {factors[0]!r}; use .moral(), a networkx Graph."
+        )
     graph = structure.graph.subgraph(structure.variables)
     dag = DAG(list(graph.edges), latents=set(structure.kind("latent")))
     dag.add_nodes_from(graph.nodes)
@@ -35,7 +39,9 @@ def from_pgmpy(cls: Any, network: Any) -> Any:
         ProgramError: the network is not an acyclic directed graph.
     """
     if not isinstance(network, nx.DiGraph) or not nx.is_directed_acyclic_graph(network):
-        raise ProgramError("from_pgmpy takes an acyclic directed graph (a pgmpy DAG or network, or a networkx DiGraph).")
+        raise ProgramError(
+            "from_pgmpy takes an acyclic directed graph (a pgmpy DAG or network, or a networkx DiGraph)."
+        )
     latents = getattr(network, "latents", None)
     graph = nx.DiGraph()
     for node in nx.topological_sort(network):

@@ -1,12 +1,14 @@
 """The probe: change one value with everything else held fixed, and see whose distribution changes."""
 
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -73,7 +75,9 @@ class _Watching(Messenger):
             return
         computed = msg["value"] if msg["infer"].get("_deterministic") else None
         plates = tuple((frame.name, frame.size) for frame in msg["cond_indep_stack"])
-        self.seen[msg["name"]] = _Seen(msg["fn"], list(state(msg["fn"])), (msg["mask"], msg["scale"]), computed, plates)
+        self.seen[msg["name"]] = _Seen(
+            msg["fn"], list(state(msg["fn"])), (msg["mask"], msg["scale"]), computed, plates
+        )
         if computed is not None and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
 
@@ -120,14 +124,24 @@ class Probe:
         self._run([], 0, self._keep)
         self.noisy |= self._run([], 0, self._different) or set()
 
-    def all_edges(self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]) -> set[tuple[str, str]]:
+    def all_edges(
+        self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
+    ) -> set[tuple[str, str]]:
         """`edges`, and again elsewhere for sources with a known edge that did not show or whose numbers left torch: a value may matter
         only while others are what they are not in the recorded run (`if a and b`)."""
         edges = self.edges(sources, found, escaped)
         recorded = dict(self.base)
         for context in range(1, _CONTEXTS):
-            doubtful = {parent for site, parents in found.items() if site in self._plain for parent in parents if (parent, site) not in edges}
-            some = [s for s in sources if s.node in doubtful or (s.node in escaped and len(sources) <= _ALONE)]
+            doubtful = {
+                parent
+                for site, parents in found.items()
+                if site in self._plain
+                for parent in parents
+                if (parent, site) not in edges
+            }
+            some = [
+                s for s in sources if s.node in doubtful or (s.node in escaped and len(sources) <= _ALONE)
+            ]
             if not some or time.process_time() > self._begin + _SECONDS / 4:
                 break
             self.base = dict(recorded)
@@ -142,7 +156,9 @@ class Probe:
 
     # -- what depends on what ------------------------------------------------------------------------------------------
 
-    def edges(self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]) -> set[tuple[str, str]]:
+    def edges(
+        self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
+    ) -> set[tuple[str, str]]:
         """The pairs (source, site) where a change of the source alone changes the site's distribution.
 
         Arguments:
@@ -192,7 +208,9 @@ class Probe:
             several |= {site for site in changed if (site in ones) == (site in zeros)}
             for site in ones & changed:
                 spelled[site] += 1 << digit
-        edges = {(group[i].node, site) for site, i in spelled.items() if site not in several and i < len(group)}
+        edges = {
+            (group[i].node, site) for site, i in spelled.items() if site not in several and i < len(group)
+        }
         if several and not self.stopped:
             middle = len(group) // 2
             edges |= self._decode(group[:middle], turn) | self._decode(group[middle:], turn)
@@ -248,7 +266,9 @@ class Probe:
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
-    def _run(self, group: list[Source], turn: int, look: Callable[[dict[str, _Seen]], set[str]]) -> set[str] | None:
+    def _run(
+        self, group: list[Source], turn: int, look: Callable[[dict[str, _Seen]], set[str]]
+    ) -> set[str] | None:
         """What `look` says of one run with these sources changed; None where the program does not accept the change."""
         values, (args, kwargs) = dict(self.base), copied(self.args, self.kwargs)
         leaves = input_leaves(self.program, args, kwargs)
@@ -267,7 +287,7 @@ class Probe:
                 changed.append(source.parameter)
         watching = _Watching(values, self.recording.indices)
         try:
-            with seeded(0), pyro.validation_enabled(False), torch.no_grad(), _shifted(changed, turn), watching:
+            with _still(), pyro.validation_enabled(False), torch.no_grad(), _shifted(changed, turn), watching:
                 self.story(*args, **kwargs)
                 watching.seen, seen = {}, watching.seen
                 with pyro.poutine.block():
@@ -282,13 +302,34 @@ class Probe:
         if other is None or other.shape != here.shape or other.dtype != here.dtype or _close(other, here):
             other = _disturbed(here, turn)
         site = self.recording.sites.get(name)
-        if not here.is_floating_point() or (site is not None and getattr(site.fn, "has_enumerate_support", False)):
+        if not here.is_floating_point() or (
+            site is not None and getattr(site.fn, "has_enumerate_support", False)
+        ):
             other = torch.where(other == here, _next_value(here, site, turn), other)
         return other
 
 
 @contextmanager
-def _shifted(parameters: list[Parameter], turn: int) -> Any:
+def _still() -> Iterator[None]:
+    """Every run draws the same. Without a GPU the generator is seeded directly: `torch.manual_seed` formats a stack trace each time."""
+    if torch.cuda.is_available():
+        with seeded(0):
+            yield
+        return
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+@contextmanager
+def _shifted(parameters: list[Parameter], turn: int) -> Iterator[None]:
     """Parameters moved a little, and put back."""
     kept = [(tensor, tensor.detach().clone()) for node in parameters for tensor in node.tensors]
     with torch.no_grad():
@@ -305,7 +346,9 @@ def _shifted(parameters: list[Parameter], turn: int) -> Any:
 def _noise(like: Tensor, turn: int) -> Tensor | None:
     if not (like.is_floating_point() or like.is_complex()):
         return None
-    return torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(turn + 1)).to(like.device)
+    return torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(turn + 1)).to(
+        like.device
+    )
 
 
 def _disturbed(value: Tensor, turn: int) -> Tensor:
@@ -365,7 +408,9 @@ def _groups(sources: list[Source], found: dict[str, set[str]]) -> list[list[Sour
     rivals = nx.Graph()
     rivals.add_nodes_from(source.node for source in sources)
     for site, parents in found.items():
-        rivals.add_edges_from((a, b) for a in parents for b in parents if a < b and a in rivals and b in rivals)
+        rivals.add_edges_from(
+            (a, b) for a in parents for b in parents if a < b and a in rivals and b in rivals
+        )
         if site in rivals:
             rivals.add_edges_from((a, site) for a in parents if a in rivals)
     colour = nx.greedy_color(rivals, strategy="largest_first")

@@ -25,13 +25,35 @@ _LIKE = {
 # only the shape and type of the other arguments matter
 _AS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 # the same numbers in the same order, so that positions in an input stay known
-_COPIES = {"float", "double", "half", "bfloat16", "long", "int", "bool", "to", "type", "clone", "contiguous", "as_tensor"}
+_COPIES = {
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "long",
+    "int",
+    "bool",
+    "to",
+    "type",
+    "clone",
+    "contiguous",
+    "as_tensor",
+}
 # what takes numbers out of torch, where nothing follows them
 _ESCAPES = {
     *("item", "tolist", "numpy", "__array__", "is_nonzero", "equal", "allclose"),
     *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"),
 }
-_INPLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__"}
+_INPLACE = {
+    "__setitem__",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ipow__",
+    "__iand__",
+    "__ior__",
+}
 
 
 @dataclass(frozen=True)
@@ -149,9 +171,13 @@ class Provenance(TorchFunctionMode):
         place = out.untyped_storage().data_ptr()
         held = self._inputs.get(place)
         if held is not None:
-            return frozenset(source for source in found if not isinstance(source, Region)) | {Region.of(held, out)}
+            return frozenset(source for source in found if not isinstance(source, Region)) | {
+                Region.of(held, out)
+            }
         source, first = regions[0], args[0] if args else None
-        copied = name in _COPIES and len(regions) == 1 and isinstance(first, Tensor) and first.shape == out.shape
+        copied = (
+            name in _COPIES and len(regions) == 1 and isinstance(first, Tensor) and first.shape == out.shape
+        )
         if copied and first.is_contiguous() and out.is_contiguous() and source.offset == 0 and place:  # type: ignore[union-attr]
             self._inputs[place] = source.name
             self._kept.append(out)

@@ -14,7 +14,18 @@ from ..randomness import seeded
 from .constants import Parameter, copied, input_leaves
 from .provenance import Provenance, Region, mark, sources, unmark
 
-__all__ = ["OPAQUE", "Record", "Recording", "Replay", "base_name", "is_subsample", "log_prob", "positions", "record", "state"]
+__all__ = [
+    "OPAQUE",
+    "Record",
+    "Recording",
+    "Replay",
+    "base_name",
+    "is_subsample",
+    "log_prob",
+    "positions",
+    "record",
+    "state",
+]
 
 OPAQUE = object()
 _CACHES = {"_inv", "_cached_x_y", "_validate_args", "_backward_hooks", "_forward_hooks"}
@@ -84,7 +95,14 @@ class _Recorder(Messenger):
         with torch._C.DisableTorchFunctionSubclass():
             tagged = value.detach().clone() if not value.requires_grad else value.clone()
         record = Record(
-            name, _kind(msg), fn, tagged, tuple(msg["cond_indep_stack"]), msg["infer"], msg["mask"], msg["scale"]
+            name,
+            _kind(msg),
+            fn,
+            tagged,
+            tuple(msg["cond_indep_stack"]),
+            msg["infer"],
+            msg["mask"],
+            msg["scale"],
         )
         record.held = sources(value) if record.kind in ("observed", "deterministic") else frozenset()
         mark(tagged, [name])
@@ -105,7 +123,13 @@ def _kind(msg: Any) -> str:
 
 
 def record(
-    program: Any, story: Callable, args: tuple, kwargs: dict, known: dict[str, Parameter], seed: int, values: dict[str, Tensor] | None = None
+    program: Any,
+    story: Callable,
+    args: tuple,
+    kwargs: dict,
+    known: dict[str, Parameter],
+    seed: int,
+    values: dict[str, Tensor] | None = None,
 ) -> Recording:
     """Run a model or a guide under provenance.
 
@@ -145,7 +169,11 @@ class Replay(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["infer"].get("_deterministic") and type(msg["fn"]).__name__ != "Unit":
+        if (
+            msg["name"] in self.values
+            and not msg["infer"].get("_deterministic")
+            and type(msg["fn"]).__name__ != "Unit"
+        ):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
@@ -173,7 +201,11 @@ def state(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
     seen = set() if seen is None else seen
     if isinstance(thing, (Tensor, bool, int, float, complex, str)):
         yield thing
-    if thing is None or isinstance(thing, (Tensor, bool, int, float, complex, str, type)) or id(thing) in seen:
+    if (
+        thing is None
+        or isinstance(thing, (Tensor, bool, int, float, complex, str, type))
+        or id(thing) in seen
+    ):
         return
     seen.add(id(thing))
     parts: list[Any] = []

@@ -42,10 +42,14 @@ def separate(graph: nx.DiGraph, left: set[str], right: set[str], given: set[str]
     for name in sorted((left & right) | (left & given) | (right & given)):
         raise ProgramError(f"{name!r} stands on two sides of the question; give disjoint sets.")
     if not left or not right:
-        raise ProgramError("d-separation is between two sets of nodes, but one of them is empty; name at least one node on each side.")
+        raise ProgramError(
+            "d-separation is between two sets of nodes, but one of them is empty; name at least one node on each side."
+        )
     for name in sorted(left | right):
         if graph.nodes[name]["kind"] == "factor":
-            raise ProgramError(f"{name!r} is a factor, not a variable; ask about its members {', '.join(graph.predecessors(name))}.")
+            raise ProgramError(
+                f"{name!r} is a factor, not a variable; ask about its members {', '.join(graph.predecessors(name))}."
+            )
     question = _Question(graph, left, right, given)
     trail = question.active_trail()
     if trail:
@@ -64,7 +68,9 @@ class _Question:
         self.constants = {node for node, kind in kinds.items() if kind in _CONSTANTS} - left - right
         self.known = _determined(graph, kinds, given | self.factors | self.constants)
         conditioned = given | self.factors
-        self.open_colliders = conditioned | set().union(*(nx.ancestors(graph, node) for node in conditioned), set())
+        self.open_colliders = conditioned | set().union(
+            *(nx.ancestors(graph, node) for node in conditioned), set()
+        )
 
     def active_trail(self) -> list[str]:
         """A shortest active trail, or nothing.
@@ -73,7 +79,9 @@ class _Question:
         loop leaves either a node that is not known, or a collider that has a given descendant on the loop.
         """
         start = [node for node in self.graph if node in self.left - self.known]
-        reached: dict[tuple[str, bool | None], tuple[str, bool | None] | None] = {(node, None): None for node in start}
+        reached: dict[tuple[str, bool | None], tuple[str, bool | None] | None] = {
+            (node, None): None for node in start
+        }
         queue = deque(reached)
         while queue:
             node, along = here = queue.popleft()
@@ -152,7 +160,10 @@ class _Question:
         if node in self.open_colliders:
             below = nx.descendants(self.graph, node)
             cause = next(name for name in self.graph if name in below and name in self.given | self.factors)
-            return True, f"{node} is a collider, opened by its descendant {cause}, which is {'given' if cause in self.given else 'a factor'}"
+            return (
+                True,
+                f"{node} is a collider, opened by its descendant {cause}, which is {'given' if cause in self.given else 'a factor'}",
+            )
         return False, f"{node} is a collider, and neither it nor a descendant is given"
 
     def _draw(self, trail: list[str]) -> str:
@@ -182,7 +193,9 @@ def _path(reached: dict, state: tuple | None) -> list[str]:
 
 def _simple_trails(skeleton: nx.Graph, a: str, b: str, limit: int) -> Iterable[list[str]]:
     """Trails between two nodes, shortest first, up to a number of them."""
-    for count, trail in enumerate(nx.shortest_simple_paths(skeleton, a, b) if nx.has_path(skeleton, a, b) else ()):
+    for count, trail in enumerate(
+        nx.shortest_simple_paths(skeleton, a, b) if nx.has_path(skeleton, a, b) else ()
+    ):
         if count >= limit:
             return
         yield trail
@@ -203,7 +216,9 @@ def minimal_separator(graph: nx.DiGraph, a: str, b: str) -> set[str] | None:
     above = set().union(*(nx.ancestors(graph, node) for node in {a, b} | factors))
     candidates = {node for node in above if kinds[node] in ("latent", "observed", "deterministic")} - {a, b}
     if _Question(graph, {a}, {b}, candidates).active_trail():
-        candidates = {node for node in candidates if kinds[node] != "deterministic"}  # these may fix a or b and open nothing
+        candidates = {
+            node for node in candidates if kinds[node] != "deterministic"
+        }  # these may fix a or b and open nothing
         if _Question(graph, {a}, {b}, candidates).active_trail():
             return None
     kept = set(candidates)

@@ -120,7 +120,9 @@ class Structure:
         other variables. Parameters and inputs are constants and left out."""
         return set(self.moral().neighbors(self._check(node, self.variables)))
 
-    def d_separated(self, a: str | Iterable[str], b: str | Iterable[str], given: str | Iterable[str] = ()) -> separation.Separation:
+    def d_separated(
+        self, a: str | Iterable[str], b: str | Iterable[str], given: str | Iterable[str] = ()
+    ) -> separation.Separation:
         """Whether the graph makes a and b independent given others; the result says why.
 
         Parameters and inputs are constants, and so is a deterministic site all of whose parents are given. Factors couple
@@ -143,7 +145,9 @@ class Structure:
     def minimal_separator(self, a: str, b: str) -> set[str] | None:
         """A smallest-by-inclusion set of variables given which a and b are independent; None if there is none (they are joined
         by an edge or a factor)."""
-        return separation.minimal_separator(self.graph, self._check(a, self.variables), self._check(b, self.variables))
+        return separation.minimal_separator(
+            self.graph, self._check(a, self.variables), self._check(b, self.variables)
+        )
 
     def moral(self) -> nx.Graph:
         """The moral graph over the variables: an edge between two that share an edge, a child or a factor."""
@@ -203,7 +207,11 @@ class Structure:
         if hidden:
             lines.append(f"found by the probe alone: {', '.join(hidden)}")
         if self.guide_graph is not None:
-            edges = [f"{u} -> {v}" for u, v in self.guide_graph.edges if self.guide_graph.nodes[u]["kind"] != "parameter"]
+            edges = [
+                f"{u} -> {v}"
+                for u, v in self.guide_graph.edges
+                if self.guide_graph.nodes[u]["kind"] != "parameter"
+            ]
             lines.append(f"guide: {', '.join(edges) or 'conditions on nothing'}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -217,7 +225,9 @@ class Structure:
         if name in known:
             return name
         if name in self.graph:
-            raise ProgramError(f"{name!r} is a {self.graph.nodes[name]['kind']}; this question is about {', '.join(known)}.")
+            raise ProgramError(
+                f"{name!r} is a {self.graph.nodes[name]['kind']}; this question is about {', '.join(known)}."
+            )
         if name in self.unfolded.graph:
             raise ProgramError(f"{name!r} is folded into {', '.join(known)}; ask the same of .unfolded.")
         raise ProgramError(f"{self.name!r} has no node {name!r}; it has {', '.join(known)}.")

@@ -17,7 +17,9 @@ def intervene(structure: Any, nodes: list[str]) -> Any:
         graph.remove_edges_from(list(graph.in_edges(node)))
         graph.nodes[node].update(kind="input", intervened=True)
     name = f"{structure.name} with do({', '.join(nodes)})"
-    return type(structure)(name, graph, structure.plates, structure.subsamples, structure.symbolic, None, list(structure.notes))
+    return type(structure)(
+        name, graph, structure.plates, structure.subsamples, structure.symbolic, None, list(structure.notes)
+    )
 
 
 def unroll(structure: Any, copies: dict[str, int]) -> Any:
@@ -27,7 +29,9 @@ def unroll(structure: Any, copies: dict[str, int]) -> Any:
             known = ", ".join(structure.plates) or "none"
             raise ProgramError(f"{structure.name!r} has no plate {plate!r}; it has {known}.")
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ProgramError(f"unroll: plate {plate!r} takes a positive number of copies, but {n!r} was given.")
+            raise ProgramError(
+                f"unroll: plate {plate!r} takes a positive number of copies, but {n!r} was given."
+            )
 
     def rest(plates: dict[str, Any]) -> dict[str, Any]:
         return {plate: size for plate, size in plates.items() if plate not in copies}

@@ -25,4 +25,13 @@ from ppl_dgm.graphs.replay import Graph
 from ppl_dgm.graphs.tape import NotRecordable
 from ppl_dgm.graphs.tolerant import short_bernoulli, tolerant_pyro
 
-__all__ = ["Graph", "NotRecordable", "Recorder", "record", "recorded", "short_bernoulli", "tolerant_pyro", "value_and_gradient"]
+__all__ = [
+    "Graph",
+    "NotRecordable",
+    "Recorder",
+    "record",
+    "recorded",
+    "short_bernoulli",
+    "tolerant_pyro",
+    "value_and_gradient",
+]

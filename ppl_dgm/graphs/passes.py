@@ -53,7 +53,9 @@ def plan(tape: Tape) -> Plan:
     kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], live)
     outside = {v.storage for v in tape.inputs} | live
     nodes, output = kept, tape.output
-    for _ in range(3):  # later sweeps see the copies, duplicates and unused values that earlier ones laid bare
+    for _ in range(
+        3
+    ):  # later sweeps see the copies, duplicates and unused values that earlier ones laid bare
         nodes, output = _Reducer(tape, nodes, output, dynamic, bound).run()
         nodes = simplify(rewrite(_fuse_fills(nodes)), output, dynamic)
         nodes = _without_dead(nodes, output, outside)
@@ -67,7 +69,7 @@ def plan(tape: Tape) -> Plan:
 
 
 def _by_fixed_masks(node: Node, dynamic: set[int]) -> bool:
-    """Whether a call picks entries by masks that never change, so that the shape of its result is fixed too."""
+    """Whether a call picks entries by masks that never change: then its result has a fixed shape."""
     masks = [v for v in node.reads[1:] if v.tensor.dtype in (torch.bool, torch.uint8)]
     return node.name == "index" and all(v.storage not in dynamic for v in masks)
 

@@ -1,11 +1,12 @@
 """Puts what log densities and their gradients leave behind into fewer and faster calls, equal within rounding.
 
-    permute(mm(A, permute(x)))                   -> mm(x, permute(A))     (a constant matrix times many points)
-    log_sigmoid_backward(g, x), value unused     -> g * sigmoid(-x)       (a gradient without its value)
-    slice_backward(a, 0, k) + slice_backward(b, k, n) + ...  -> cat       (the gradients of the parts of one vector)
-    sum(unsqueeze(x, d), d)                      -> x
-    -(c * (2 * x)), c one number                 -> (-2 c) * x            (chains of scalings)
-    c * (2 * x), c a constant tensor             -> (2 c) * x
+permute(mm(A, permute(x)))                   -> mm(x, permute(A))     (a constant matrix times many points)
+log_sigmoid_backward(g, x), value unused     -> g * sigmoid(-x)       (a gradient without its value)
+slice_backward(a, 0, k) + slice_backward(b, k, n) + ...  -> cat       (the gradients of the parts of one
+vector)
+sum(unsqueeze(x, d), d)                      -> x
+-(c * (2 * x)), c one number                 -> (-2 c) * x            (chains of scalings)
+c * (2 * x), c a constant tensor             -> (2 c) * x
 """
 
 import math
@@ -52,7 +53,9 @@ class _Simplifier:
         ]  # fmt: skip
         kept = []
         for node in self.nodes:
-            plain = len(node.made) == 1 and not node.writes and not node.random and isinstance(node.out, Value)
+            plain = (
+                len(node.made) == 1 and not node.writes and not node.random and isinstance(node.out, Value)
+            )
             if plain and self.untouched([*node.reads, *node.made]):
                 for rule in rules:
                     self.before = []
@@ -66,7 +69,7 @@ class _Simplifier:
             kept.append(node)
         return kept
 
-    # -- help -----------------------------------------------------------------------------------------------------
+    # -- help ------------------------------------------------------------------------------------------------
 
     def untouched(self, values: list[Value]) -> bool:
         """Whether nobody writes to them."""
@@ -97,10 +100,10 @@ class _Simplifier:
         self.before.append(Node(op, args, {}, made, [made], [a for a in args if isinstance(a, Value)]))
         return made
 
-    # -- rules ----------------------------------------------------------------------------------------------------
+    # -- rules -----------------------------------------------------------------------------------------------
 
     def transposed_product(self, node: Node) -> Node | None:
-        """The result is contiguous instead of transposed, which only `as_strided` and the caller could tell."""
+        """Gives a contiguous result, not a transposed one: only `as_strided` and the caller could tell."""
         if node.op is not _aten.permute.default or list(node.args[1]) != [1, 0] or self.strided:
             return None
         product = self.made_by(node.args[0], _aten.mm.default)

@@ -141,7 +141,9 @@ def networks_parents(s: Structure, node: str) -> list[str]:
     return list(s.graph.predecessors(node))
 
 
-def conditional(names: list[str], table: np.ndarray, child: str, at: dict[str, int], parents: set[str]) -> float:
+def conditional(
+    names: list[str], table: np.ndarray, child: str, at: dict[str, int], parents: set[str]
+) -> float:
     """p(child | parents) at a point, from the joint table alone."""
 
     def mass(keep: set[str]) -> float:
@@ -214,7 +216,10 @@ def test_explaining_away_in_words() -> None:
         "rain and sprinkler are dependent given wet: the trail rain -> wet <- sprinkler is active: "
         "wet is a collider and given, so open."
     )
-    assert "opened by its descendant slippery, which is given" in s.d_separated("rain", "sprinkler", "slippery").reason
+    assert (
+        "opened by its descendant slippery, which is given"
+        in s.d_separated("rain", "sprinkler", "slippery").reason
+    )
     assert "wet is a chain and given" in s.d_separated("rain", "slippery", "wet").reason
     assert s.d_separated("rain", "slippery", "wet").blockers == ("wet",)
 

@@ -1,4 +1,4 @@
-"""Ordinary Pyro programs with their data: eight of posteriordb's, the classics, and one for each feature of a density."""
+"""Pyro programs with their data: eight of posteriordb's, classics, and one for each feature."""
 
 import json
 import os
@@ -26,13 +26,14 @@ def flat(shape: tuple[int, ...], support: Any = real) -> Any:
     return dist.ImproperUniform(support, (), shape)
 
 
-# -- posteriordb -------------------------------------------------------------------------------------------------------
+# -- posteriordb ---------------------------------------------------------------------------------------------
 
 
 class Reference(NamedTuple):
     """A posterior of posteriordb: the program, its arguments, and the reference moments of each scalar.
 
-    `mean` and `mean_squared` are {name: (value, Monte Carlo standard error)}; `scalars` turns draws and deterministic
+    `mean` and `mean_squared` are {name: (value, Monte Carlo standard error)}; `scalars` turns draws and
+    deterministic
     values, {site: [..., *shape]}, into {name: [...]} with the names of the reference.
     """
 
@@ -189,7 +190,7 @@ def _entry(name: str, values: dict[str, Tensor]) -> Tensor:
     return values[site][..., int(index.rstrip("]")) - 1] if index else values[site]
 
 
-# -- classics, and one program for each feature ------------------------------------------------------------------------
+# -- classics, and one program for each feature --------------------------------------------------------------
 
 
 def schools_data() -> tuple[Tensor, Tensor]:
