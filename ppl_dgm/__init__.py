@@ -12,6 +12,7 @@ _NAMES = {
     "Fit": "results", "Posterior": "results", "Score": "results",
     "card": "cards", "check": "checking", "LogDensity": "density",
     "Structure": "graphical.structure", "structure": "graphical.structure",
+    "Diagram": "diagrams.diagram", "diagram": "diagrams.diagram",
     "algorithm": "registry", "algorithms": "registry",
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",

@@ -99,6 +99,10 @@ def check(program: Any, *args: Any, guide: Any = None, **kwargs: Any) -> Report:
             _describe(trace, report)
             _check_sites(trace, report)
             _check_stability(program, args, kwargs, trace, report)
+            if program.has_guide and not args and program.observed is not None:  # a guide wants observations: those just drawn
+                args = (trace.nodes[program.site]["value"],)
+                observed = _run(program.run_model, args, kwargs, report, "model")
+                trace = trace if observed is None else observed
             if program.has_guide:
                 _check_guide(program, args, kwargs, trace, report)
     return report

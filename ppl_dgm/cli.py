@@ -185,6 +185,26 @@ def check_command(
         raise typer.Exit(1)
 
 
+@app.command("diagram")
+def diagram_command(
+    model: Annotated[str, typer.Argument(help="A program of the zoo, a run folder, or file.py:function.")],
+    out: Annotated[Path, typer.Option(help="A .svg, .png, .pdf, .tex, .dot or .mmd file.")],
+    data: Data = None, options: Options = None,
+    guide: Annotated[bool, typer.Option(help="Draw what the guide conditions on, dashed.")] = True,
+    distributions: Annotated[bool, typer.Option(help="Write each site's distribution beside it.")] = False,
+    orientation: Annotated[str, typer.Option(help="down or right.")] = "down",
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Draw a program as a plate diagram."""
+    from ppl_dgm.diagrams.diagram import diagram
+
+    program, args = _program(model, data, options)
+    drawn = diagram(program, *args, guide=guide, distributions=distributions, orientation=orientation)
+    path = drawn.save(out)
+    record = {"out": str(path), "nodes": list(drawn.scene.nodes), "edges": len(drawn.scene.edges), "plates": sorted({p.name for p in drawn.scene.plates})}
+    _say(record, f"{drawn}: {path}", as_json)
+
+
 # -- details -----------------------------------------------------------------------------------------------------------
 
 

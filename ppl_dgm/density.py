@@ -12,7 +12,8 @@ from .densities.blame import LastSite, worst_site
 from .densities.coordinates import Layout, layout
 from .densities.joint import Joint, unchecked
 from .densities.log_einsum import mappable_hmm
-from .densities.reference import reference
+from .densities.reference import check_noise, check_reference, close
+from .densities.trees import cast, floats, stack
 from .errors import DgmError, NumericalError, ProgramError, TaskUnavailable
 from .graphs import Recorder, short_bernoulli, value_and_gradient
 from .program import as_program
@@ -337,7 +338,7 @@ class LogDensity:
                 function(rows[i] if isinstance(rows, Tensor) else {k: v[i] for k, v in rows.items()})
                 for i in range(count)
             ]
-        return _stack(results)
+        return stack(results)
 
     @property
     def _fixed(self) -> bool:
@@ -361,7 +362,7 @@ class LogDensity:
 
     def _discover(self, dtype: torch.dtype | None) -> Layout:
         """The sites and the number type."""
-        given = [*_floats(self._args), *_floats(self._kwargs), *(p.dtype for p in self.program.parameters())]
+        given = [*floats(self._args), *floats(self._kwargs), *(p.dtype for p in self.program.parameters())]
         self.dtype = dtype or (torch.float64 if torch.float64 in given else torch.get_default_dtype())
         try:
             found = self._look()
@@ -380,7 +381,7 @@ class LogDensity:
         return found
 
     def _look(self) -> Layout:
-        self._args, self._kwargs = _cast(self._args, self.dtype), _cast(self._kwargs, self.dtype)
+        self._args, self._kwargs = cast(self._args, self.dtype), cast(self._kwargs, self.dtype)
         with self._context(), seeded(0), torch.no_grad():
             return layout(self.program.name, self._story)
 
@@ -398,9 +399,9 @@ class LogDensity:
     def _route(self, points: Tensor, wanted: str | None, check: bool) -> str:
         """The first way of evaluating many points that works and agrees with one at a time."""
         single = torch.stack([self._joint.log_joint(point) for point in points]).detach()
-        self._check_noise(points, single)
+        check_noise(self.program.name, self._joint, points, single)
         if check:
-            self._check_reference(points, single)
+            check_reference(self.program.name, self._joint, points, single, self._tolerance)
         reasons = []
         for route in _ROUTES if wanted is None else (wanted,):
             if route == "loop":
@@ -421,7 +422,7 @@ class LogDensity:
             ) as error:
                 reasons.append(f"{route} fails {last.place()}: {_first_line(error)}")
                 continue
-            if values.shape == single.shape and _close(values, single, self._tolerance):
+            if values.shape == single.shape and close(values, single, self._tolerance):
                 self.reason = "; ".join(reasons)
                 return route
             reasons.append(f"{route} gives other values than one point at a time")
@@ -453,33 +454,13 @@ class LogDensity:
                 stacklevel=5,
             )
 
-    def _check_noise(self, points: Tensor, single: Tensor) -> None:
-        again = torch.stack([self._joint.log_joint(point) for point in points]).detach()
-        if not _close(again, single, 1e-6):
-            raise TaskUnavailable(
-                f"the density of {self.program.name!r} is another at every run at the same point, so "
-                "something in it draws random "
-                "numbers outside of pyro.sample; turn dropout off with .eval(), and give every random "
-                "number a site."
-            )
-
-    def _check_reference(self, points: Tensor, single: Tensor) -> None:
-        for point, mine in zip(points, single, strict=True):
-            theirs = reference(self._joint, point)
-            if theirs is not None and not _close(mine, theirs, self._tolerance):
-                raise ProgramError(
-                    f"the density of {self.program.name!r} is {float(mine):.6g} nats where Pyro's own "
-                    "potential has "
-                    f"{float(theirs):.6g}, so it is not safe to use; a site's log_prob may depend on Python "
-                    "state, or report it."
-                )
-
     @property
     def _tolerance(self) -> float:
         return 1e-8 if self.dtype == torch.float64 else 1e-4
 
     def __repr__(self) -> str:
-        return f"LogDensity({self.program.name!r}, dim={self.dim}, dtype={self.dtype}, vectorize={self.vectorize!r}, path={self.path!r})"
+        how = f"vectorize={self.vectorize!r}, path={self.path!r}"
+        return f"LogDensity({self.program.name!r}, dim={self.dim}, dtype={self.dtype}, {how})"
 
 
 def _gradient(values: Tensor, z: Tensor) -> Tensor:
@@ -490,42 +471,5 @@ def _gradient(values: Tensor, z: Tensor) -> Tensor:
     return torch.zeros_like(z) if gradient is None else gradient
 
 
-def _close(a: Tensor, b: Tensor, relative: float) -> bool:
-    """Whether values agree, infinities and NaN included."""
-    same = torch.isclose(a, b, rtol=relative, atol=relative, equal_nan=True)
-    return bool(same.all())
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def _stack(results: list[Any]) -> Any:
-    first = results[0]
-    if isinstance(first, tuple):
-        return tuple(_stack([result[i] for result in results]) for i in range(len(first)))
-    if isinstance(first, dict):
-        return {key: torch.stack([result[key] for result in results]) for key in first}
-    return torch.stack(results)
-
-
-def _floats(tree: Any) -> Iterator[torch.dtype]:
-    """The number types of the floating-point tensors in arguments."""
-    if isinstance(tree, Tensor) and tree.is_floating_point():
-        yield tree.dtype
-    elif isinstance(tree, dict):
-        yield from _floats(tuple(tree.values()))
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _floats(item)
-
-
-def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Arguments with their floating-point tensors in one number type."""
-    if isinstance(tree, Tensor):
-        return tree.to(dtype) if tree.is_floating_point() else tree
-    if type(tree) is dict:
-        return {key: _cast(value, dtype) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_cast(item, dtype) for item in tree)
-    return tree

@@ -8,6 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.mcmc.util import initialize_model
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+import ppl_dgm as dgm
 from oracles.posteriors import (
     POSTERIORDB,
     PROGRAMS,
@@ -18,11 +23,6 @@ from oracles.posteriors import (
     posteriordb,
     posteriordb_folder,
 )
-from pyro.infer.mcmc.util import initialize_model
-from pyro.poutine.messenger import Messenger
-from torch import Tensor
-
-import ppl_dgm as dgm
 from ppl_dgm import LogDensity
 
 DTYPES = [torch.float32, torch.float64]

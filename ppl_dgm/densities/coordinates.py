@@ -153,7 +153,7 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
             finite list of values, or its sites differ from run to run.
     """
     trace, other = (poutine.trace(Start()(story)).get_trace() for _ in range(2))
-    nodes = {key: node for key, node in trace.nodes.items() if node["type"] == "sample"}
+    nodes: dict[str, Any] = {key: node for key, node in trace.nodes.items() if node["type"] == "sample"}
     _refuse(name, nodes, other)
     found = Layout()
     for key, node in nodes.items():

@@ -144,7 +144,7 @@ class Joint:
             return story
         summed = set(self.layout.summed)
 
-        def configure(site: Any) -> dict[str, Any]:
+        def configure(site: Any) -> Any:
             wanted = {"enumerate": "parallel", "expand": False, "num_samples": None}
             return wanted if site["name"] in summed else {}
 

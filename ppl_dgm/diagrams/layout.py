@@ -18,6 +18,7 @@ from .scene import NAME, NOTE, PLATE, RADIUS, EdgeMark, NodeMark, PlateMark, Sce
 __all__ = ["layout", "read"]
 
 _SHRINK = (1.0, 0.9, 0.8)  # letter sizes tried to fit a name into its circle
+_LONGEST = 125.0  # a distribution written beside a node, in points
 _TALLEST = 4  # parameters in one stack
 
 
@@ -85,7 +86,10 @@ def _annotate(node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], l
     if node.kind in ("latent", "observed") and data.get("dist"):
         index = "".join(letters.get(plate, "") for plate in data.get("plates", ()))
         shape = data.get("event_shape") or ()
-        node.note = Text(labels.distribution(node.name, str(data["dist"]), parents, index, shape), NOTE)
+        tex = labels.distribution(node.name, str(data["dist"]), parents, index, shape)
+        if measure(tex, NOTE)[0] > _LONGEST:  # the arrows say on what it depends
+            tex = labels.distribution(node.name, str(data["dist"]).partition("(")[0], (), index, shape)
+        node.note = Text(tex, NOTE)
         if node.side != "in":  # the note names the site, so that its name need not stand there twice
             node.label, node.note = node.note, None
     elif node.kind == "parameter" and data.get("size"):
@@ -236,6 +240,10 @@ def _name_sides(
 ) -> None:
     """Where names outside their nodes stand: beside a plate on its far side, at a top row's dots above them."""
     rank = {unit: i for i, unit in enumerate(order)}
+    level = {e.source for e in scene.edges if rows.row[e.source] == rows.row[e.target]} - rows.beside
+    down = {e.source for e in scene.edges if rows.row[e.source] < rows.row[e.target]}
+    for name in level - down:
+        scene.nodes[name].note_below = True
     for edge in scene.edges:
         name = edge.source
         if name in rows.beside and scene.nodes[name].side != "in":

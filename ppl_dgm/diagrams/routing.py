@@ -12,7 +12,8 @@ __all__ = ["points", "route"]
 _NODE, _TEXT = 5.0, 2.5  # clear space wanted beside a node, a text
 _BULGES = (0.1, 0.16, 0.23, 0.32, 0.42, 0.55, 0.7, 0.9)
 _STEPS = 24  # points at which each segment of a curve is checked
-_TURNS = 120  # corners looked at on the way round, at most
+_TURNS = 100  # corners looked at on the way round, at most, where nodes are many
+_MANY = 60  # nodes
 _NEAR = 80.0  # how far from the straight line a way round is looked for
 
 
@@ -30,9 +31,9 @@ def route(scene: Scene, bends: dict[tuple[str, str], list[tuple[float, float]]])
     for edge in scene.edges:
         source, target = scene.nodes[edge.source], scene.nodes[edge.target]
         curved = edge.kind == "guide" and not source.guide_only
-        straight = clipped(_line(_centre(source), _centre(target)), source, target)
+        straight = _line(_centre(source), _centre(target))
         if not curved and obstacles.clearance(straight, edge) >= 0:
-            edge.curve = straight
+            edge.curve = clipped(straight, source, target)
             drawn.add(edge)
         else:
             later.append((curved, edge))
@@ -54,28 +55,33 @@ def _best(
     hopeless: list[tuple[float, Curve]] = []
 
     def consider(curve: Curve, penalty: float) -> bool:
-        curve = clipped(curve, source, target)
-        clear = obstacles.clearance(curve, edge)
+        clear = obstacles.clearance(curve, edge)  # within the edge's own ends there is nothing in the way
         if clear < 0:
             hopeless.append((-clear, curve))
             return False
+        curve = clipped(curve, source, target)
         found.append((penalty + drawn.cost(curve, edge), curve))
         return True
 
-    for bulge in _BULGES:
+    for tried, bulge in enumerate(_BULGES):
+        if found and tried > 4:
+            break  # it only gets longer
         for side in (1, -1):
             if bulge >= least:
                 consider(_arc(start, end, side * bulge * length), length * (1 + 3 * bulge**2) + 40 * bulge + (0 if side > 0 else 0.5))
     if len(way):
         path = np.array([start, *way, end])
         consider(_smooth(path), _path_length(path) + 5)
-    if not found:
+    detour = bool(found) and min(cost for cost, _ in found) > 1.25 * length + 60
+    if not found or (detour and len(scene.nodes) < _MANY):
         around = _way_round(start, end, obstacles, edge)
         if around is not None:
             for curve in (_smooth(around), *(_rounded(around, r) for r in (12.0, 6.0, 2.0))):
                 if consider(curve, _path_length(around) + 12):
                     break
-    return min(found or hopeless, key=lambda pair: pair[0])[1]
+    if found:
+        return min(found, key=lambda pair: pair[0])[1]
+    return clipped(min(hopeless, key=lambda pair: pair[0])[1], source, target)
 
 
 # -- what is in the way -------------------------------------------------------------------------------------------------
@@ -113,7 +119,8 @@ class _Obstacles:
 
     def clearance(self, curve: Curve, edge: EdgeMark) -> float:
         """The least distance of a curve from all obstacles, negative inside one."""
-        return _clearance(points(curve), *self.of(edge))
+        length = float(np.hypot(*(curve[:, 1:] - curve[:, :-1]).reshape(-1, 2).T).sum()) / len(curve)
+        return _clearance(points(curve, int(np.clip(length / 3, _STEPS, 120))), *self.of(edge))
 
 
 def _clearance(at: np.ndarray, circles: np.ndarray, boxes: np.ndarray) -> float:
@@ -252,7 +259,7 @@ def _cut_start(curve: Curve, inside: Callable[[np.ndarray], np.ndarray]) -> Curv
         return curve
     last = int(np.flatnonzero(within)[-1])
     segment, low, high = last // _STEPS, last % _STEPS / _STEPS, (last % _STEPS + 1) / _STEPS
-    for _ in range(30):
+    for _ in range(18):
         middle = (low + high) / 2
         low, high = (middle, high) if inside(_at(curve[segment], middle)) else (low, middle)
     return np.concatenate([_split(curve[segment], high)[1][None], curve[segment + 1 :]])
@@ -293,6 +300,7 @@ def shortened(curve: Curve, by: float) -> tuple[Curve, np.ndarray]:
 def _way_round(start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: EdgeMark) -> np.ndarray | None:
     """The shortest broken line past the obstacles, by the corners round them (A*). [points, 2] or None."""
     circles, boxes = obstacles.of(edge)
+    turns = _TURNS if len(obstacles.circles) > _MANY else 5 * _TURNS
     low, high = np.minimum(start, end) - _NEAR, np.maximum(start, end) + _NEAR
     circles = circles[((circles[:, :2] > low) & (circles[:, :2] < high)).all(1)]
     boxes = boxes[(boxes[:, 2] > low[0]) & (boxes[:, 0] < high[0]) & (boxes[:, 3] > low[1]) & (boxes[:, 1] < high[1])]
@@ -303,7 +311,7 @@ def _way_round(start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: 
     parent: dict[int, int] = {}
     queue = [(float(np.hypot(*(end - start))), 0)]
     done = set()
-    while queue and len(done) < _TURNS:
+    while queue and len(done) < turns:
         _, here = heappop(queue)
         if here == 1:
             path = [1]

@@ -1,4 +1,6 @@
-"""A program's constants by the names that its graph shows: parameters, one node for each module, and input tensors."""
+"""A program's constants by the names that its graph shows: parameters, one node for each module, and input
+tensors.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -38,7 +40,8 @@ class Parameter:
 
 
 def parameters(program: Program) -> dict[str, Parameter]:
-    """{name: node} of everything that can be learned: the program's own parameters by attribute, its direct submodules as one node each,
+    """{name: node} of everything that can be learned: the program's own parameters by attribute, its direct
+    submodules as one node each,
     `pyro.param` values by name, and the networks that a plain function refers to."""
     found: dict[str, Parameter] = {}
     seen: set[int] = set()
@@ -54,7 +57,9 @@ def parameters(program: Program) -> dict[str, Parameter]:
 
 
 def _roots(program: Program) -> list[tuple[nn.Module, str]]:
-    """Modules whose children are nodes, each with the name that a module as a whole takes ("": its children show)."""
+    """Modules whose children are nodes, each with the name that a module as a whole takes ("": its children
+    show).
+    """
     if not isinstance(program, FunctionProgram):
         return [(program, "")]
     roots: list[tuple[nn.Module, str]] = [(part, "") for part in program.parts]

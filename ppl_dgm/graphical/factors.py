@@ -11,7 +11,9 @@ __all__ = ["Factor", "Factorisation", "factor_graph", "moral"]
 
 
 class Factor(NamedTuple):
-    """One term of the product: p(child | parents; constants), or the factor `child` of its members `parents`."""
+    """One term of the product: p(child | parents; constants), or the factor `child` of its members
+    `parents`.
+    """
 
     child: str
     parents: tuple[str, ...]
@@ -46,7 +48,9 @@ def moral(graph: nx.DiGraph) -> nx.Graph:
 
 
 def factor_graph(graph: nx.DiGraph) -> nx.Graph:
-    """Bipartite: variables (`bipartite=0`) and the terms of the product (`bipartite=1`), each joined to what stands in it."""
+    """Bipartite: variables (`bipartite=0`) and the terms of the product (`bipartite=1`), each joined to
+    what stands in it.
+    """
     result = nx.Graph()
     kept = [term for term in terms(graph) if not graph.nodes[term.child].get("masked")]
     for node, data in graph.nodes(data=True):

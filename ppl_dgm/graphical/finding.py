@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -47,13 +48,20 @@ def find(program: Any, args: tuple, kwargs: dict, guide: Any) -> dict[str, Any]:
             notes += more
     plates, subsamples = _plates(runs)
     return {
-        "name": program.name, "graph": graph, "plates": plates, "subsamples": subsamples, "guide_graph": guide_graph,
-        "notes": notes, "symbolic": symbolic & plates.keys(),
-    }  # fmt: skip
+        "name": program.name,
+        "graph": graph,
+        "plates": plates,
+        "subsamples": subsamples,
+        "symbolic": symbolic & plates.keys(),
+        "guide_graph": guide_graph,
+        "notes": notes,
+    }
 
 
 def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, frozenset[str]]:
-    """The model's arguments: checked observations, or a draw of the program's own where it takes some and none were given."""
+    """The model's arguments: checked observations, or a draw of the program's own where it takes some and
+    none were given.
+    """
     if args and hasattr(args[0], "train"):
         args = (args[0].train, *args[1:])
     if args and program.observed is not None and isinstance(args[0], Tensor):
@@ -74,7 +82,9 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
 
 
 def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> float:
-    """One plain run, which makes `pyro.param` values exist: its seconds, or the sentence that `check` has for what is wrong."""
+    """One plain run, which makes `pyro.param` values exist: its seconds, or the sentence that `check` has
+    for what is wrong.
+    """
     begin = time.process_time()
     args, kwargs = copied(args, kwargs)
     try:
@@ -134,7 +144,7 @@ class _Finder:
             for name, site in run.sites.items():
                 self.sites.setdefault(name, site)
 
-    # -- the model -----------------------------------------------------------------------------------------------------
+    # -- the model ------------------------------------------------------------------------------------------
 
     def graph(self) -> tuple[nx.DiGraph, list[str]]:
         """The model's graph, and notes on it."""
@@ -162,7 +172,9 @@ class _Finder:
         return list({tuple(run.sites): run for run in reversed(self.runs)}.values())
 
     def _names(self, found: frozenset, site: str, order: list[str]) -> set[str]:
-        """Sources as node names: a part of an input stands for the observed sites that are read from it, if any."""
+        """Sources as node names: a part of an input stands for the observed sites that are read from it, if
+        any.
+        """
         names = {source for source in found if not isinstance(source, Region)}
         for region in positions(found):
             readers = [
@@ -174,9 +186,7 @@ class _Finder:
                 if name in order and site in order and order.index(name) < order.index(site)
             ]
             names |= set(earlier)
-            if not readers:
-                names.add(self._input_name(region.name))
-            elif not earlier and site not in readers:
+            if not readers or (not earlier and site not in readers):
                 names.add(self._input_name(region.name))
         return names - {site}
 
@@ -223,7 +233,7 @@ class _Finder:
             *(set(run.sites) for run in self.runs), *(names | factors for names in drawn if names)
         )
 
-    # -- assembling ----------------------------------------------------------------------------------------------------
+    # -- assembling -----------------------------------------------------------------------------------------
 
     def _assemble(self, traced: dict[str, set[str]], probed: set[tuple[str, str]]) -> nx.DiGraph:
         graph = nx.DiGraph()
@@ -270,7 +280,7 @@ class _Finder:
         size = 0 if leaf is None else leaf.numel()
         graph.add_node(name, kind=kind, dist="", shape=shape, size=size, **empty)
 
-    # -- the guide -----------------------------------------------------------------------------------------------------
+    # -- the guide ------------------------------------------------------------------------------------------
 
     def guide_graph(self, model: nx.DiGraph) -> tuple[nx.DiGraph | None, list[str]]:
         """The guide's graph: latent sites as the guide draws them, and what they depend on."""
@@ -282,7 +292,8 @@ class _Finder:
             run = record(self.program, guide, self.args, self.kwargs, self.known, 0)
         except Exception as error:  # a guide may need observations that the model does without
             return None, [
-                f"the guide does not run on these arguments ({type(error).__name__}: {error}); give it observations."
+                f"the guide does not run on these arguments ({type(error).__name__}: {error}); "
+                "give it observations."
             ]
         data = [name for name, regions in self.held.items() if regions]
         order = [*data, *run.sites]
@@ -329,7 +340,7 @@ def _sorted_sites(runs: list[Recording], sites: dict[str, Record]) -> list[str]:
     order.add_nodes_from(sites)
     for run in runs:
         names = list(run.sites)
-        order.add_edges_from(zip(names, names[1:]))
+        order.add_edges_from(pairwise(names))
     place = {name: i for i, name in enumerate(sites)}
     try:
         return list(nx.lexicographical_topological_sort(order, key=place.__getitem__))
@@ -384,7 +395,8 @@ def _plates(runs: list[Recording]) -> tuple[dict[str, int], dict[str, int]]:
 
 def _differing(names: list[str]) -> str:
     listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"the structure differs from run to run: {listed} {'is' if len(names) == 1 else 'are'} not always there."
+    verb = "is" if len(names) == 1 else "are"
+    return f"the structure differs from run to run: {listed} {verb} not always there."
 
 
 def _probe_notes(probe: Probe) -> list[str]:

@@ -24,7 +24,8 @@ class _Chain:
 def fold(structure: Any, longer_than: int) -> Any:
     """Every regular chain with more than `longer_than` slices as `order + 1` slices, named x[t-1] and x[t].
 
-    The earlier slices stand for the start of the chain and the last for its end, so that what only one end is joined to stays so;
+    The earlier slices stand for the start of the chain and the last for its end, so that what only one end
+    is joined to stays so;
     in a chain that counts down, time runs from x[t] to x[t-1].
     """
     graph = structure.graph
@@ -45,7 +46,8 @@ def fold(structure: Any, longer_than: int) -> Any:
             removed |= {site for time, site in members.items() if time not in kept}
         first, last = chain.times[0], chain.times[-1]
         notes.append(
-            f"folded: {', '.join(chain.families)} for {first} to {last}, {len(chain.times)} slices, shown as {len(kept)}."
+            f"folded: {', '.join(chain.families)} for {first} to {last}, "
+            f"{len(chain.times)} slices, shown as {len(kept)}."
         )
     folded = _quotient(graph, chains, names, removed, slices)
     guide = _folded_guide(structure.guide_graph, chains, names, removed, slices)
@@ -65,7 +67,9 @@ def _quotient(
     removed: set[str],
     slices: dict[str, tuple[str, int]],
 ) -> nx.DiGraph:
-    """The graph of the kept slices, with the last slice joined to those before it as each slice of the chain is."""
+    """The graph of the kept slices, with the last slice joined to those before it as each slice of the
+    chain is.
+    """
     result = nx.DiGraph()
     for node, data in graph.nodes(data=True):
         if node not in removed:
@@ -130,11 +134,13 @@ def _folded_guide(
     return result
 
 
-# -- finding chains ----------------------------------------------------------------------------------------------------
+# -- finding chains ----------------------------------------------------------------------------------------
 
 
 def _chains(graph: nx.DiGraph) -> list[_Chain]:
-    """Groups of numbered families in which every slice, but for the first few, depends on earlier ones in the same way."""
+    """Groups of numbered families in which every slice, but for the first few, depends on earlier ones in
+    the same way.
+    """
     families = _families(
         graph, [n for n, d in graph.nodes(data=True) if d["kind"] not in ("parameter", "input")]
     )
@@ -218,11 +224,13 @@ def _regular(
     return _Chain(families, times, order)
 
 
-# -- sequential plates -------------------------------------------------------------------------------------------------
+# -- sequential plates -------------------------------------------------------------------------------------
 
 
 def merge_plates(structure: Any) -> Any:
-    """The rounds x_0, x_1, ... of `for i in pyro.plate("data", n)` as one node x in the plate, where they are alike."""
+    """The rounds x_0, x_1, ... of `for i in pyro.plate("data", n)` as one node x in the plate, where they
+    are alike.
+    """
     graph: nx.DiGraph = structure.graph
     families = {
         stem: members

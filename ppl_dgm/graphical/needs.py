@@ -39,7 +39,8 @@ class Needs:
         def listed(names: frozenset[str]) -> str:
             return ", ".join(sorted(names)) or "nothing"
 
-        text = f"{self.latent}: the guide conditions on {listed(self.guide)}; the posterior depends on {listed(self.posterior)}."
+        text = f"{self.latent}: the guide conditions on {listed(self.guide)}; "
+        text += f"the posterior depends on {listed(self.posterior)}."
         if self.missing:
             text += f" Missing: {listed(self.missing)}, so this guide cannot be exact."
         if self.spare:
@@ -50,7 +51,8 @@ class Needs:
 def required_inputs(structure: Any, latent: str) -> Needs:
     """Compare a guide's parents of a site with the smallest set that the exact posterior depends on.
 
-    The guide draws the latent sites in an order; the exact posterior factorises in that order too, and each factor depends
+    The guide draws the latent sites in an order; the exact posterior factorises in that order too, and each
+    factor depends
     on those of its predecessors and of the data from which the site is not d-separated by the others.
 
     Raises:
@@ -61,12 +63,12 @@ def required_inputs(structure: Any, latent: str) -> Needs:
     guide: nx.DiGraph | None = structure.guide_graph
     if guide is None:
         raise ProgramError(
-            f"{structure.name!r} has no guide here; pass guide=... to structure, or the observations that its guide takes."
+            f"{structure.name!r} has no guide here; pass guide=... to structure, "
+            "or the observations that its guide takes."
         )
     if latent not in guide:
-        raise ProgramError(
-            f"the guide does not draw {latent!r}; it draws {', '.join(n for n, k in guide.nodes(data='kind') if k == 'latent')}."
-        )
+        drawn = [node for node, kind in guide.nodes(data="kind") if kind == "latent"]
+        raise ProgramError(f"the guide does not draw {latent!r}; it draws {', '.join(drawn)}.")
     graph = structure.graph
     drawn = [node for node, kind in guide.nodes(data="kind") if kind == "latent" and node in graph]
     before = drawn[: drawn.index(latent)]

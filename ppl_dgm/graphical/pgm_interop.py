@@ -1,5 +1,6 @@
 """Structures to and from pgmpy, where it is installed."""
 
+import importlib
 from typing import Any
 
 import networkx as nx
@@ -16,10 +17,11 @@ def to_pgmpy(structure: Any) -> Any:
         TaskUnavailable: pgmpy is not installed, or factors leave no directed graph over the variables alone.
     """
     try:
-        from pgmpy.base import DAG
+        DAG = importlib.import_module("pgmpy.base").DAG
     except ImportError:
         raise TaskUnavailable(
-            "to_pgmpy needs pgmpy, which is not installed: pip install pgmpy; .graph is a networkx DiGraph that works without it."
+            "to_pgmpy needs pgmpy, which is not installed: pip install pgmpy; "
+            ".graph is a networkx DiGraph that works without it."
         ) from None
     factors = structure.kind("factor")
     if factors:
@@ -33,7 +35,8 @@ def to_pgmpy(structure: Any) -> Any:
 
 
 def from_pgmpy(cls: Any, network: Any) -> Any:
-    """A structure with the nodes and edges of a network; its `latents`, if it names any, are latent, and the others observed.
+    """A structure with the nodes and edges of a network; its `latents`, if it names any, are latent, and
+    the others observed.
 
     Raises:
         ProgramError: the network is not an acyclic directed graph.
@@ -47,8 +50,19 @@ def from_pgmpy(cls: Any, network: Any) -> Any:
     for node in nx.topological_sort(network):
         kind = "observed" if latents and node not in latents else "latent"
         graph.add_node(
-            str(node), kind=kind, dist="", shape=(), event_shape=(), support="", discrete=True, plates=(), size=1,
-            markov=False, enumerated=False, masked=False, sometimes=False,
-        )  # fmt: skip
+            str(node),
+            kind=kind,
+            dist="",
+            shape=(),
+            event_shape=(),
+            support="",
+            discrete=True,
+            plates=(),
+            size=1,
+            markov=False,
+            enumerated=False,
+            masked=False,
+            sometimes=False,
+        )
     graph.add_edges_from(((str(u), str(v)) for u, v in network.edges), found_by="provenance")
     return cls(type(network).__name__, graph)

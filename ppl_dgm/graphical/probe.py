@@ -100,9 +100,15 @@ class Probe:
     """
 
     def __init__(
-        self, program: Any, story: Callable, args: tuple, kwargs: dict, recording: Recording, draws: Callable[[int], dict[str, Tensor]],
+        self,
+        program: Any,
+        story: Callable,
+        args: tuple,
+        kwargs: dict,
+        recording: Recording,
+        draws: Callable[[int], dict[str, Tensor]],
         extra: dict[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.program, self.story, self.args, self.kwargs = program, story, args, kwargs
         self.recording, self.draws = recording, draws
         self.base = {**(extra or {}), **{name: site.value.detach() for name, site in recording.sites.items()}}
@@ -117,7 +123,9 @@ class Probe:
         self._settle()
 
     def _settle(self) -> None:
-        """The unchanged run, to which the changed ones are compared; run twice, since a program may be restless by itself."""
+        """The unchanged run, to which the changed ones are compared; run twice, since a program may be
+        restless by itself.
+        """
         self._points: dict[str, list[Tensor]] = {}
         self._densities: dict[str, list[Tensor | None]] = {}
         self._plain: dict[str, _Seen] = {}
@@ -127,7 +135,8 @@ class Probe:
     def all_edges(
         self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
     ) -> set[tuple[str, str]]:
-        """`edges`, and again elsewhere for sources with a known edge that did not show or whose numbers left torch: a value may matter
+        """`edges`, and again elsewhere for sources with a known edge that did not show or whose numbers
+        left torch: a value may matter
         only while others are what they are not in the recorded run (`if a and b`)."""
         edges = self.edges(sources, found, escaped)
         recorded = dict(self.base)
@@ -154,7 +163,7 @@ class Probe:
         self.base = recorded
         return edges
 
-    # -- what depends on what ------------------------------------------------------------------------------------------
+    # -- what depends on what -------------------------------------------------------------------------------
 
     def edges(
         self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
@@ -163,7 +172,8 @@ class Probe:
 
         Arguments:
             sources: what to change.
-            found: {site: its parents by provenance}: in a long program these are confirmed together, and what they leave unexplained
+            found: {site: its parents by provenance}: in a long program these are confirmed together, and
+                what they leave unexplained
                 is searched by halving.
             escaped: names whose numbers left torch; they are changed several times.
         """
@@ -184,7 +194,9 @@ class Probe:
         return edges
 
     def _confirm(self, group: list[Source], found: dict[str, set[str]]) -> set[tuple[str, str]]:
-        """Edges from a group, changed together: each site that changes blames its one known parent, or the group is searched."""
+        """Edges from a group, changed together: each site that changes blames its one known parent, or the
+        group is searched.
+        """
         changed = self._changed(group, 0)
         names = {source.node for source in group}
         known = {site: found.get(site, set()) & names for site in changed}
@@ -193,9 +205,11 @@ class Probe:
         return self._decode(group, 0)
 
     def _decode(self, group: list[Source], turn: int) -> set[tuple[str, str]]:
-        """Edges from a group, each member having a binary number: for each digit those with a 1, then those with a 0 are changed.
+        """Edges from a group, each member having a binary number: for each digit those with a 1, then those
+        with a 0 are changed.
 
-        A site with one parent in the group changes once for each digit, and so spells its parent's number. Where sites have
+        A site with one parent in the group changes once for each digit, and so spells its parent's number.
+        Where sites have
         more, the group is halved.
         """
         changed = self._changed(group, turn) if group else set()
@@ -264,12 +278,14 @@ class Probe:
             self._densities[name] = [log_prob(self._plain[name].fn, point) for point in self._points[name]]
         return self._densities[name]
 
-    # -- runs ----------------------------------------------------------------------------------------------------------
+    # -- runs -----------------------------------------------------------------------------------------------
 
     def _run(
         self, group: list[Source], turn: int, look: Callable[[dict[str, _Seen]], set[str]]
     ) -> set[str] | None:
-        """What `look` says of one run with these sources changed; None where the program does not accept the change."""
+        """What `look` says of one run with these sources changed; None where the program does not accept
+        the change.
+        """
         values, (args, kwargs) = dict(self.base), copied(self.args, self.kwargs)
         leaves = input_leaves(self.program, args, kwargs)
         changed: list[Parameter] = []
@@ -296,7 +312,9 @@ class Probe:
             return None
 
     def _other(self, name: str, turn: int) -> Tensor:
-        """Another value of a site, of the same shape: from another run, and different in every discrete entry."""
+        """Another value of a site, of the same shape: from another run, and different in every discrete
+        entry.
+        """
         here = self.base[name]
         other = self.draws(turn).get(name)
         if other is None or other.shape != here.shape or other.dtype != here.dtype or _close(other, here):
@@ -311,7 +329,9 @@ class Probe:
 
 @contextmanager
 def _still() -> Iterator[None]:
-    """Every run draws the same. Without a GPU the generator is seeded directly: `torch.manual_seed` formats a stack trace each time."""
+    """Every run draws the same. Without a GPU the generator is seeded directly: `torch.manual_seed` formats
+    a stack trace each time.
+    """
     if torch.cuda.is_available():
         with seeded(0):
             yield
@@ -400,11 +420,13 @@ def _equal(x: Any, y: Any) -> bool:
     return x is y or x == y
 
 
-# -- groups ------------------------------------------------------------------------------------------------------------
+# -- groups ------------------------------------------------------------------------------------------------
 
 
 def _groups(sources: list[Source], found: dict[str, set[str]]) -> list[list[Source]]:
-    """Sources in as few groups as may be, no two of which are known parents of one site or parent and child."""
+    """Sources in as few groups as may be, no two of which are known parents of one site or parent and
+    child.
+    """
     rivals = nx.Graph()
     rivals.add_nodes_from(source.node for source in sources)
     for site, parents in found.items():

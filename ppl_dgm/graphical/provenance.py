@@ -1,8 +1,11 @@
 """Provenance: which sources (sites, parameters, inputs) a tensor was computed from.
 
-Pyro's `ProvenanceTensor` carries names along in a tensor subclass, which in-place writes into plain tensors lose and
-which takes the zeros of `zeros_like(x)` for a function of x. Here the names stand on the plain tensors themselves
-and a `TorchFunctionMode` carries them along, so that both are right, and modules' parameters need no wrapping.
+Pyro's `ProvenanceTensor` carries names along in a tensor subclass, which in-place writes into plain tensors
+lose and
+which takes the zeros of `zeros_like(x)` for a function of x. Here the names stand on the plain tensors
+themselves
+and a `TorchFunctionMode` carries them along, so that both are right, and modules' parameters need no
+wrapping.
 """
 
 from collections.abc import Iterable, Iterator
@@ -67,7 +70,7 @@ class Region:
 
     @classmethod
     def of(cls, name: str, view: Tensor) -> "Region":
-        return cls(name, view.storage_offset(), tuple(view.shape), tuple(view.stride()))
+        return cls(name, int(view.storage_offset()), tuple(view.shape), tuple(view.stride()))
 
     def within(self, storage: Tensor) -> Tensor:
         """That view of another tensor with the same storage layout."""
@@ -125,7 +128,8 @@ class Provenance(TorchFunctionMode):
     """While active, every torch function passes the marks of its arguments on to its results.
 
     Attributes:
-        escaped: sources whose numbers left torch (`.item()`, `.numpy()`, `float(x)`, `if x > 0`): what is computed
+        escaped: sources whose numbers left torch (`.item()`, `.numpy()`, `float(x)`, `if x > 0`): what is
+            computed
             from them carries no mark.
     """
 

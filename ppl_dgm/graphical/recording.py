@@ -37,7 +37,8 @@ class Record:
 
     Attributes:
         name, kind, fn, value, frames, infer, mask, scale: as in Pyro's trace.
-        parents: names that its distribution (a deterministic site: its value) comes from; `Region` for positions in an input.
+        parents: names that its distribution (a deterministic site: its value) comes from; `Region` for
+            positions in an input.
         held: where an observed value itself comes from.
     """
 
@@ -77,7 +78,9 @@ def base_name(fn: Any) -> str:
 
 
 class _Recorder(Messenger):
-    """Writes each site down and marks its value with its own name, in place of all that it was computed from."""
+    """Writes each site down and marks its value with its own name, in place of all that it was computed
+    from.
+    """
 
     def __init__(self, into: Recording) -> None:
         super().__init__()
@@ -197,7 +200,9 @@ def log_prob(fn: Any, value: Tensor) -> Tensor | None:
 
 
 def state(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """The tensors and numbers that an object (a distribution) holds, in a fixed order; OPAQUE for a function, which may hold anything."""
+    """The tensors and numbers that an object (a distribution) holds, in a fixed order; OPAQUE for a
+    function, which may hold anything.
+    """
     seen = set() if seen is None else seen
     if isinstance(thing, (Tensor, bool, int, float, complex, str)):
         yield thing

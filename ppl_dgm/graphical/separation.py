@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import networkx as nx
 
@@ -38,18 +39,20 @@ class Separation:
 
 
 def separate(graph: nx.DiGraph, left: set[str], right: set[str], given: set[str]) -> Separation:
-    """d-separation of two sets, with constants and factors given and deterministic nodes taken as functions of their parents."""
+    """d-separation of two sets, with constants and factors given and deterministic nodes taken as functions
+    of their parents.
+    """
     for name in sorted((left & right) | (left & given) | (right & given)):
         raise ProgramError(f"{name!r} stands on two sides of the question; give disjoint sets.")
     if not left or not right:
         raise ProgramError(
-            "d-separation is between two sets of nodes, but one of them is empty; name at least one node on each side."
+            "d-separation is between two sets of nodes, but one of them is empty; "
+            "name at least one node on each side."
         )
     for name in sorted(left | right):
         if graph.nodes[name]["kind"] == "factor":
-            raise ProgramError(
-                f"{name!r} is a factor, not a variable; ask about its members {', '.join(graph.predecessors(name))}."
-            )
+            members = ", ".join(graph.predecessors(name))
+            raise ProgramError(f"{name!r} is a factor, not a variable; ask about its members {members}.")
     question = _Question(graph, left, right, given)
     trail = question.active_trail()
     if trail:
@@ -75,7 +78,8 @@ class _Question:
     def active_trail(self) -> list[str]:
         """A shortest active trail, or nothing.
 
-        States are (node, whether the step into it followed an arrow). The shortest active walk never visits a node twice: cutting out a
+        States are (node, whether the step into it followed an arrow). The shortest active walk never visits
+        a node twice: cutting out a
         loop leaves either a node that is not known, or a collider that has a given descendant on the loop.
         """
         start = [node for node in self.graph if node in self.left - self.known]
@@ -100,13 +104,14 @@ class _Question:
         if (passes and not along) or (along and node in self.open_colliders):
             yield from ((parent, False) for parent in self.graph.predecessors(node))
 
-    # -- words ---------------------------------------------------------------------------------------------------------
+    # -- words ----------------------------------------------------------------------------------------------
 
     def why_active(self, trail: list[str]) -> str:
         """The trail, and at each inner node what lets it pass."""
         parts = [self._at(before, node, after)[1] for before, node, after in zip(trail, trail[1:], trail[2:])]
         because = "; ".join(parts) if parts else "they are joined by an edge"
-        return f"{_names([trail[0]])} and {_names([trail[-1]])} are dependent{self._knowing()}: the trail {self._draw(trail)} is active: {because}."
+        head = f"{trail[0]} and {trail[-1]} are dependent{self._knowing()}"
+        return f"{head}: the trail {self._draw(trail)} is active: {because}."
 
     def why_separated(self) -> tuple[str, list[str]]:
         """Where each trail is blocked."""
@@ -160,14 +165,15 @@ class _Question:
         if node in self.open_colliders:
             below = nx.descendants(self.graph, node)
             cause = next(name for name in self.graph if name in below and name in self.given | self.factors)
+            what = "given" if cause in self.given else "a factor"
             return (
                 True,
-                f"{node} is a collider, opened by its descendant {cause}, which is {'given' if cause in self.given else 'a factor'}",
+                f"{node} is a collider, opened by its descendant {cause}, which is {what}",
             )
         return False, f"{node} is a collider, and neither it nor a descendant is given"
 
     def _draw(self, trail: list[str]) -> str:
-        steps = [f" -> {b}" if self.graph.has_edge(a, b) else f" <- {b}" for a, b in zip(trail, trail[1:])]
+        steps = [f" -> {b}" if self.graph.has_edge(a, b) else f" <- {b}" for a, b in pairwise(trail)]
         return trail[0] + "".join(steps)
 
     def _knowing(self) -> str:
@@ -208,7 +214,8 @@ def _names(names: Collection[str]) -> str:
 def minimal_separator(graph: nx.DiGraph, a: str, b: str) -> set[str] | None:
     """An inclusion-minimal set of variables that separates a from b, or None.
 
-    Searched among the ancestors of a, b and the factors, which hold a separator if there is one; deterministic nodes count as
+    Searched among the ancestors of a, b and the factors, which hold a separator if there is one;
+    deterministic nodes count as
     functions of their parents.
     """
     kinds = dict(graph.nodes(data="kind"))

@@ -18,15 +18,20 @@ _FOLD_ABOVE = 8  # chains of more slices than this are folded
 def structure(program: Any, *args: Any, guide: Any = True, **kwargs: Any) -> "Structure":
     """The graph of a program: sites, parameters, inputs, what depends on what, and the plates.
 
-    An edge u -> v says that the distribution of v (or its value, where v is deterministic) depends on u when all other
-    sites are held fixed. Edges are found twice: by provenance, which follows each value through torch, and by a probe,
-    which changes one value under replay and sees whose distribution changes. The probe finds what leaves torch
+    An edge u -> v says that the distribution of v (or its value, where v is deterministic) depends on u
+    when all other
+    sites are held fixed. Edges are found twice: by provenance, which follows each value through torch, and
+    by a probe,
+    which changes one value under replay and sees whose distribution changes. The probe finds what leaves
+    torch
     (`.item()`, `.numpy()`, Python branches); each edge says who found it.
 
     Arguments:
         program: a `Program` or any callable Pyro model.
-        *args, **kwargs: go to the model, observations first; a program of the zoo needs none, and then observes a draw of its own.
-        guide: True, the program's guide if it has one; False, none; or another guide (a function or an autoguide's name).
+        *args, **kwargs: go to the model, observations first; a program of the zoo needs none, and then
+            observes a draw of its own.
+        guide: True, the program's guide if it has one; False, none; or another guide (a function or an
+            autoguide's name).
 
     Returns:
         A `Structure`; print it. Chains of more than 8 slices come folded to two; `.unfolded` has all of them.
@@ -60,10 +65,14 @@ class Structure:
 
     Attributes:
         name: of the program.
-        graph: networkx `DiGraph` in the order of the program. Node attributes: `kind` ("latent", "observed", "deterministic",
-            "factor", "parameter", "input"), `dist` (name of the distribution), `shape`, `event_shape`, `support` (in words),
-            `discrete`, `plates` (names, outermost first), `size` (numbers in it), `markov` (inside `pyro.markov`, or the time of a
-            folded slice, "t" or "t-1"), `enumerated`, `masked` (its density counts for nothing), `sometimes` (not in every
+        graph: networkx `DiGraph` in the order of the program. Node attributes: `kind` ("latent",
+            "observed", "deterministic",
+            "factor", "parameter", "input"), `dist` (name of the distribution), `shape`, `event_shape`,
+            `support` (in words),
+            `discrete`, `plates` (names, outermost first), `size` (numbers in it), `markov` (inside
+            `pyro.markov`, or the time of a
+            folded slice, "t" or "t-1"), `enumerated`, `masked` (its density counts for nothing),
+            `sometimes` (not in every
             run). Edge attribute `found_by`: "provenance", "probe" or "both".
         plates: {plate: size}.
         subsamples: {plate: subsample size}, where that is smaller.
@@ -86,7 +95,7 @@ class Structure:
         if self.unfolded is None:
             self.unfolded = self
 
-    # -- nodes ---------------------------------------------------------------------------------------------------------
+    # -- nodes ----------------------------------------------------------------------------------------------
 
     def kind(self, *kinds: str) -> list[str]:
         """Names of the nodes of these kinds, in the order of the program."""
@@ -113,10 +122,11 @@ class Structure:
         """Everything with a directed path from `node`."""
         return set(nx.descendants(self.graph, self._check(node)))
 
-    # -- independence --------------------------------------------------------------------------------------------------
+    # -- independence ---------------------------------------------------------------------------------------
 
     def markov_blanket(self, node: str) -> set[str]:
-        """Parents, children, children's other parents, and whoever shares a factor: given these, `node` is independent of all
+        """Parents, children, children's other parents, and whoever shares a factor: given these, `node` is
+        independent of all
         other variables. Parameters and inputs are constants and left out."""
         return set(self.moral().neighbors(self._check(node, self.variables)))
 
@@ -125,14 +135,16 @@ class Structure:
     ) -> separation.Separation:
         """Whether the graph makes a and b independent given others; the result says why.
 
-        Parameters and inputs are constants, and so is a deterministic site all of whose parents are given. Factors couple
+        Parameters and inputs are constants, and so is a deterministic site all of whose parents are given.
+        Factors couple
         their members, as an observed common child does.
 
         Arguments:
             a, b, given: names, or several of them.
 
         Returns:
-            A `Separation`: true or false, `.reason` a sentence, `.trail` the active trail (empty if separated).
+            A `Separation`: true or false, `.reason` a sentence, `.trail` the active trail (empty if
+                separated).
 
         Raises:
             ProgramError: an unknown name, or one that stands on two sides.
@@ -143,7 +155,8 @@ class Structure:
         return separation.separate(self.graph, left, right, known)
 
     def minimal_separator(self, a: str, b: str) -> set[str] | None:
-        """A smallest-by-inclusion set of variables given which a and b are independent; None if there is none (they are joined
+        """A smallest-by-inclusion set of variables given which a and b are independent; None if there is
+        none (they are joined
         by an edge or a factor)."""
         return separation.minimal_separator(
             self.graph, self._check(a, self.variables), self._check(b, self.variables)
@@ -153,7 +166,7 @@ class Structure:
         """The moral graph over the variables: an edge between two that share an edge, a child or a factor."""
         return factors.moral(self.graph)
 
-    # -- factors -------------------------------------------------------------------------------------------------------
+    # -- factors --------------------------------------------------------------------------------------------
 
     def factor_graph(self) -> nx.Graph:
         """Bipartite graph of variables (`bipartite=0`) and factors (`bipartite=1`, named "p(x | z)")."""
@@ -163,16 +176,19 @@ class Structure:
         """The joint density as a product, a string with `.latex()` and `.factors`."""
         return factors.Factorisation(self.graph, self.plates)
 
-    # -- other structures ----------------------------------------------------------------------------------------------
+    # -- other structures -----------------------------------------------------------------------------------
 
     def do(self, *nodes: str) -> "Structure":
-        """The structure after an intervention: `nodes` are set from outside, so that nothing points to them any more."""
+        """The structure after an intervention: `nodes` are set from outside, so that nothing points to them
+        any more.
+        """
         return unrolling.intervene(self, [self._check(node, self.variables) for node in nodes])
 
     def unroll(self, copies: dict[str, int]) -> "Structure":
         """Plates written out: `copies` {plate: n} replaces each node x in the plate by x[0], ..., x[n-1].
 
-        Two nodes of one plate stay joined copy by copy, which is what a plate promises; a node outside it is joined to all.
+        Two nodes of one plate stay joined copy by copy, which is what a plate promises; a node outside it
+        is joined to all.
         """
         return unrolling.unroll(self, copies)
 
@@ -181,7 +197,9 @@ class Structure:
         return folding.fold(folding.merge_plates(self.unfolded), longer_than=2)
 
     def required_inputs(self, latent: str) -> needs.Needs:
-        """What the guide conditions `latent` on, against what the true posterior depends on (in the guide's order of latents)."""
+        """What the guide conditions `latent` on, against what the true posterior depends on (in the guide's
+        order of latents).
+        """
         return needs.required_inputs(self, self._check(latent, self.kind("latent")))
 
     def to_pgmpy(self) -> Any:
@@ -193,7 +211,7 @@ class Structure:
         """The structure of a pgmpy network (or of any acyclic networkx `DiGraph`)."""
         return pgm_interop.from_pgmpy(cls, network)
 
-    # -- words ---------------------------------------------------------------------------------------------------------
+    # -- words ----------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
         rows = []

@@ -5,13 +5,18 @@ import re
 __all__ = ["GREEK", "latex_name"]
 
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
+    re.findall(
+        r"\w+",
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon "
+        "phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega",
+    )
 )
 
 
 def latex_name(name: str) -> str:
-    r"""A site's name for LaTeX: "mu_1" -> "\\mu_{1}", "x[t-1]" -> "x_{t-1}", "sprinkler" -> "\\text{sprinkler}"."""
+    r"""A site's name for LaTeX: "mu_1" -> "\\mu_{1}", "x[t-1]" -> "x_{t-1}", "sprinkler" ->
+    "\\text{sprinkler}".
+    """
     match = re.fullmatch(r"([^\[\]_]+)((?:_[^\[\]]+)?)((?:\[.*\])?)", name)
     if match is None:
         return rf"\text{{{_plain(name)}}}"

@@ -39,9 +39,14 @@ def unroll(structure: Any, copies: dict[str, int]) -> Any:
     guide = None if structure.guide_graph is None else _unrolled(structure.guide_graph, copies)
     symbolic = frozenset(plate for plate in structure.symbolic if plate not in copies)
     return type(structure)(
-        structure.name, _unrolled(structure.graph, copies), rest(structure.plates), rest(structure.subsamples), symbolic, guide,
+        structure.name,
+        _unrolled(structure.graph, copies),
+        rest(structure.plates),
+        rest(structure.subsamples),
+        symbolic,
+        guide,
         list(structure.notes),
-    )  # fmt: skip
+    )
 
 
 def _unrolled(graph: nx.DiGraph, copies: dict[str, int]) -> nx.DiGraph:

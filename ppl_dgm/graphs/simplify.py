@@ -1,12 +1,12 @@
-"""Puts what log densities and their gradients leave behind into fewer and faster calls, equal within rounding.
+"""Puts what log densities and their gradients leave behind into fewer and faster calls.
 
-permute(mm(A, permute(x)))                   -> mm(x, permute(A))     (a constant matrix times many points)
-log_sigmoid_backward(g, x), value unused     -> g * sigmoid(-x)       (a gradient without its value)
-slice_backward(a, 0, k) + slice_backward(b, k, n) + ...  -> cat       (the gradients of the parts of one
-vector)
-sum(unsqueeze(x, d), d)                      -> x
--(c * (2 * x)), c one number                 -> (-2 c) * x            (chains of scalings)
-c * (2 * x), c a constant tensor             -> (2 c) * x
+All are equal within rounding:
+    permute(mm(A, permute(x)))                  -> mm(x, permute(A))    a constant matrix, many points
+    log_sigmoid_backward(g, x), value unused    -> g * sigmoid(-x)      a gradient without its value
+    slice_backward(a, 0, k) + slice_backward(b, k, n)  -> cat           gradients of a vector's parts
+    sum(unsqueeze(x, d), d)                     -> x
+    -(c * (2 * x)), c one number                -> (-2 c) * x           chains of scalings
+    c * (2 * x), c a constant tensor            -> (2 c) * x
 """
 
 import math

@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles.programs import CASES
 from torch import Tensor
 
+from oracles.programs import CASES
 from ppl_dgm import Structure, models, structure
 from ppl_dgm.errors import ProgramError
 
@@ -133,7 +133,7 @@ def test_the_table_names_every_node_and_hidden_edges() -> None:
     assert "found by the probe alone: c -> y" in text
 
 
-# -- long programs -----------------------------------------------------------------------------------------------------
+# -- long programs -----------------------------------------------------------------------------------------
 
 
 def hmm(steps: int) -> Any:

@@ -66,7 +66,9 @@ def case(
     probe: str = "",
     guide: str | None = None,
 ) -> Callable:
-    """Registers the truth: nodes as "l:z@data o:x@data p:decoder" (kind:name@plates), edges as "z decoder > x; ..."."""
+    """Registers the truth: nodes as "l:z@data o:x@data p:decoder" (kind:name@plates), edges as "z decoder >
+    x; ...".
+    """
 
     def register(make: Callable[[], tuple]) -> Callable[[], tuple]:
         parsed = {}
@@ -87,7 +89,7 @@ def case(
     return register
 
 
-# -- the zoo -----------------------------------------------------------------------------------------------------------
+# -- the zoo -----------------------------------------------------------------------------------------------
 
 
 @case(
@@ -163,7 +165,7 @@ def circuit() -> tuple:
     return models.Circuit(observed=4, values=3), torch.randint(3, (5, 4))
 
 
-# -- textbook models ---------------------------------------------------------------------------------------------------
+# -- textbook models ---------------------------------------------------------------------------------------
 
 
 @case("l:mu l:tau l:theta@J i:sigma o:y@J", "mu tau > theta; theta sigma > y", {"J": 8})
@@ -197,7 +199,8 @@ def eight_schools_not_centred() -> tuple:
 
 @case(
     "l:transition@states l:emission@states l:z_0 o:x_0 l:z_1 o:x_1 l:z_2 o:x_2 l:z_3 o:x_3",
-    "transition > z_0 z_1 z_2 z_3; emission > x_0 x_1 x_2 x_3; z_0 > x_0 z_1; z_1 > x_1 z_2; z_2 > x_2 z_3; z_3 > x_3",
+    "transition > z_0 z_1 z_2 z_3; emission > x_0 x_1 x_2 x_3; "
+    "z_0 > x_0 z_1; z_1 > x_1 z_2; z_2 > x_2 z_3; z_3 > x_3",
     {"states": 3},
 )
 def hidden_markov_model() -> tuple:
@@ -413,7 +416,7 @@ def params_of_a_function() -> tuple:
     return model, torch.randn(4, 2), {"guide": guide}
 
 
-# -- where edges get lost ----------------------------------------------------------------------------------------------
+# -- where edges get lost ----------------------------------------------------------------------------------
 
 
 @case("l:q l:r o:y", "q r > y")

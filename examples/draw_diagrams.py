@@ -1,0 +1,78 @@
+"""Plate diagrams of the textbook's programs, as SVG and PNG. About 20 seconds.
+
+    python examples/draw_diagrams.py --out docs/diagrams
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+import ppl_dgm as dgm
+
+
+def lda(words: torch.Tensor, vocabulary: int = 50, topics: int = 5) -> None:
+    """Latent Dirichlet allocation; words [document, position]."""
+    documents, positions = words.shape
+    with pyro.plate("topics", topics):
+        beta = pyro.sample("beta", dist.Dirichlet(torch.ones(vocabulary)))  # [topic, word]
+    with pyro.plate("documents", documents, dim=-2):
+        theta = pyro.sample("theta", dist.Dirichlet(torch.ones(topics)))  # [document, 1, topic]
+        with pyro.plate("words", positions, dim=-1):
+            z = pyro.sample("z", dist.Categorical(theta))
+            pyro.sample("w", dist.Categorical(beta[z]), obs=words)
+
+
+def rbm(x: torch.Tensor, hidden: int = 8) -> None:
+    """A restricted Boltzmann machine: x and z are joined by their energy alone."""
+    weight = pyro.param("W", lambda: 0.1 * torch.randn(hidden, x.shape[-1]))
+    below = pyro.param("b", lambda: torch.zeros(x.shape[-1]))
+    above = pyro.param("c", lambda: torch.zeros(hidden))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(hidden)).to_event(1))
+        x = pyro.sample("x", dist.Bernoulli(0.5 * torch.ones(x.shape[-1])).to_event(1), obs=x)
+        pyro.factor("energy", (z @ weight * x).sum(-1) + x @ below + z @ above)
+
+
+def raters(scores: torch.Tensor) -> None:
+    """Item response: two plates that cross; scores [rater, item]."""
+    rows, columns = pyro.plate("raters", scores.shape[0], dim=-2), pyro.plate("items", scores.shape[1], dim=-1)
+    with rows:
+        ability = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with columns:
+        difficulty = pyro.sample("d", dist.Normal(0.0, 1.0))
+    with rows, columns:
+        pyro.sample("y", dist.Bernoulli(logits=ability - difficulty), obs=scores)
+
+
+def pictures() -> dict[str, tuple[Any, tuple, dict]]:
+    """{file name: (program, its arguments, options of the drawing)}."""
+    zoo = dgm.models
+    return {
+        "vae": (zoo.VAE(observed=64, values=17, latent=16), (), {}),
+        "top_down_vae": (zoo.TopDownVAE(observed=64, values=17), (), {}),
+        "mixture_of_gaussians": (zoo.MixtureOfGaussians(2, 8), (), {}),
+        "lda": (lda, (torch.zeros(20, 30),), {}),
+        "rbm": (rbm, (torch.zeros(10, 16),), {}),
+        "diffusion_chain": (zoo.DiffusionChain(4, 4, 10), (), {"orientation": "right"}),
+        "ppca": (zoo.ProbabilisticPCA(10, 2), (), {}),
+        "raters_items": (raters, (torch.zeros(5, 40),), {"distributions": True}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/diagrams"), help="where the pictures go")
+    folder = parser.parse_args().out
+    for name, (program, args, options) in pictures().items():
+        picture = dgm.diagram(program, *args, **options)
+        for ending in ("svg", "png"):
+            picture.save(folder / f"{name}.{ending}", dpi=150)
+        print(f"{folder / name}.svg, .png: {picture}")
+
+
+if __name__ == "__main__":
+    main()
