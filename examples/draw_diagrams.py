@@ -1,6 +1,6 @@
 """Plate diagrams of the textbook's programs, as SVG and PNG. About 20 seconds.
 
-    python examples/draw_diagrams.py --out docs/diagrams
+python examples/draw_diagrams.py --out docs/diagrams
 """
 
 import argparse
@@ -39,7 +39,10 @@ def rbm(x: torch.Tensor, hidden: int = 8) -> None:
 
 def raters(scores: torch.Tensor) -> None:
     """Item response: two plates that cross; scores [rater, item]."""
-    rows, columns = pyro.plate("raters", scores.shape[0], dim=-2), pyro.plate("items", scores.shape[1], dim=-1)
+    rows, columns = (
+        pyro.plate("raters", scores.shape[0], dim=-2),
+        pyro.plate("items", scores.shape[1], dim=-1),
+    )
     with rows:
         ability = pyro.sample("a", dist.Normal(0.0, 1.0))
     with columns:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.inference.hamiltonian import Density, Metric, Point, metropolis, reasonable_steps, trajectory
 
-__all__ = ["DualAveraging", "Warmup", "descend", "fisher_metric", "windows"]
+__all__ = ["DualAveraging", "Warmup", "descend", "fisher_metric", "stranded", "windows"]
 
 _DENSE = 512  # coordinates up to which a metric of d^2 numbers is learned
 _KEPT = 20_000_000  # numbers kept of a window; of a longer one every second, third, ... draw
@@ -166,6 +166,20 @@ def descend(density: Density, point: Point, iterations: int, steps: int = 8) -> 
     return point, seen
 
 
+def stranded(value: Tensor, dim: int) -> Tensor:
+    """Which chains are where the posterior has no mass to speak of, [chain], True or False.
+
+    Those whose log density is more than 20 + 10 d nats below the best chain's. A mode so low would matter only if it
+    were e^10 times as wide as the best one in every direction; modes that differ in weight alone are never
+    concerned.
+
+    Arguments:
+        value: log densities, [chain].
+        dim: d.
+    """
+    return ~(value > value.max() - (20 + 10 * dim))
+
+
 @dataclass
 class Warmup:
     """The course of warm-up: windows for the metric, and dual averaging of the step size throughout.
@@ -175,6 +189,9 @@ class Warmup:
         target: mean acceptance.
         dense: a dense metric, or a diagonal one.
         fixed_step: a step size that stays as it is, or None.
+
+    Attributes:
+        relocated: how often a stranded chain was put to the place of another one.
     """
 
     length: int
@@ -184,6 +201,7 @@ class Warmup:
     ends: list[int] = field(default_factory=list)
     metric: Metric = field(init=False)
     averaging: DualAveraging = field(init=False)
+    relocated: int = 0
 
     def __post_init__(self) -> None:
         self.ends = windows(self.length)
@@ -197,20 +215,20 @@ class Warmup:
         self.averaging = DualAveraging(step, self.target)
         if self.length >= 10:
             point, seen = descend(density, point, 10)
-            self._learn([p.z for p in seen], [p.gradient for p in seen])
+            point = self._learn(point, [p.z for p in seen], [p.gradient for p in seen], move=False)
         self._restart(density, point)
         return point
 
-    def update(self, density: Density, point: Point, acceptance: float, t: int) -> bool:
+    def update(self, density: Density, point: Point, acceptance: float, t: int) -> tuple[Point, bool]:
         """After step t (from 0): learn from where the chains are and how often they accepted.
 
         Returns:
-            whether the metric is another now.
+            where the chains are now (stranded ones elsewhere), and whether the metric is another.
         """
         if self.fixed_step is None:
             self.averaging.update(acceptance)
         if not self.ends or t >= self.ends[-1]:
-            return False
+            return point, False
         begun = max([0, *[end for end in self.ends if end <= t]])
         stop = min(end for end in self.ends if end > t)
         thinning = 1 + 2 * point.z.numel() * (stop - begun) // _KEPT
@@ -218,14 +236,26 @@ class Warmup:
             self._z.append(point.z)
             self._gradients.append(point.gradient)
         if t + 1 != stop:
-            return False
-        self._learn(self._z, self._gradients)
+            return point, False
+        point = self._learn(point, self._z, self._gradients, move=4 * t >= self.length)
         self._z, self._gradients = [], []
         self._restart(density, point)
-        return True
+        return point, True
 
-    def _learn(self, z: list[Tensor], gradients: list[Tensor]) -> None:
+    def _learn(self, point: Point, z: list[Tensor], gradients: list[Tensor], move: bool) -> Point:
+        """A new metric; where most chains have arrived, from those alone, and with `move` the others follow them."""
+        lost = stranded(point.value, point.z.shape[1])
+        count = int(lost.sum())
+        sound = (~lost).nonzero().flatten()
+        if count and len(sound) >= count:
+            z, gradients = [rows[sound] for rows in z], [rows[sound] for rows in gradients]
         self.metric = fisher_metric(torch.cat(z), torch.cat(gradients), self.dense)
+        if not count or not move:
+            return point
+        self.relocated += count
+        places = torch.arange(len(lost), device=lost.device)
+        places[lost] = sound[torch.randint(len(sound), (count,), device=lost.device)]
+        return Point(point.z[places], point.value[places], point.gradient[places])
 
     def _restart(self, density: Density, point: Point) -> None:
         if self.fixed_step is not None:

@@ -17,7 +17,7 @@ from ppl_dgm.program import Program
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 
-def write_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
+def write_checkpoint(path: str | Path, program: Program, parameters: Sequence[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
     """Weights, best weights, moving average, the objective's live tensors, optimiser and random state, in one safetensors file."""
     tensors = {f"now/{k}": v for k, v in program.state_dict().items()} | {f"best/{k}": v for k, v in state.best_state.items()}
     tensors |= {f"average/{i}": v for i, v in enumerate(state.average)} | {f"live/{i}": v for i, v in enumerate(live)}
@@ -40,7 +40,7 @@ def write_checkpoint(path: str | Path, program: Program, parameters: list[Tensor
     save_tensors(path, tensors, notes)
 
 
-def read_checkpoint(path: str | Path, program: Program, parameters: list[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
+def read_checkpoint(path: str | Path, program: Program, parameters: Sequence[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
     """Put everything back where `write_checkpoint` took it from.
 
     Raises:
@@ -85,12 +85,12 @@ def _listed(state: tuple) -> list:
     return [version, list(inner), gauss]
 
 
-def _optimisers(optimiser: Any, parameters: list[Tensor]) -> list[tuple[Any, Tensor]]:
+def _optimisers(optimiser: Any, parameters: Sequence[Tensor]) -> list[tuple[Any, Tensor]]:
     """Each parameter with the torch optimiser that holds its state (Pyro's optimisers keep one for each parameter)."""
     if not isinstance(optimiser, PyroOptim):
         return [(optimiser, p) for p in parameters]
     for p in parameters:
         if p not in optimiser.optim_objs:
             optimiser.optim_objs[p] = optimiser._get_optim(p)
-            optimiser.grad_clip[p] = optimiser._get_grad_clip(p)
+            optimiser.grad_clip[p] = optimiser._get_grad_clip(p)  # type: ignore[arg-type]
     return [(getattr(optimiser.optim_objs[p], "optimizer", optimiser.optim_objs[p]), p) for p in parameters]

@@ -15,7 +15,7 @@ from ppl_dgm.registry import algorithm
 __all__ = ["ChEES", "LearnedTrajectory", "chees_gradient"]
 
 _RATE, _MEMORY = 0.05, 0.95  # of Adam on the log length: without momentum, as its gradient is noisy
-_AVERAGED = 0.9  # memory of the average length that is used after warm-up
+_AVERAGED = 0.95  # memory of the average length that is used after warm-up
 
 
 def chees_gradient(metric: Metric, start: Point, end: Point, r_end: Tensor, accept: Tensor) -> Tensor:
@@ -48,7 +48,13 @@ class LearnedTrajectory(JitteredTrajectory):
 
     def __init__(self, length: float, jitter: float, max_steps: int) -> None:
         super().__init__(length, jitter, max_steps)
-        self.squared, self.count, self.log_average = 0.0, 0, math.log(length)
+        self.first = length
+        self.restart()
+
+    def restart(self) -> None:
+        """Other coordinates: what was learned of lengths in the old ones says nothing."""
+        self.length = self.first
+        self.squared, self.count, self.log_average = 0.0, 0, math.log(self.first)
 
     def learn(
         self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int
@@ -76,6 +82,7 @@ class ChEES(HamiltonianSampler):
     chains: int = 64
     warmup: int = 300
     draws: int = 300
+    target_accept: float = 0.9
     jitter: float = 0.5
     max_steps: int = 1000
 

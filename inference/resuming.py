@@ -47,6 +47,7 @@ def write_run(path: str | Path, sampler: Any, density: Any, run: "Run") -> None:
         "kernel": {name: getattr(run.kernel, name) for name in run.kernel.remembered},
         "seconds": [run.warmup_seconds, run.sampling_seconds],
         "gradients": run.gradients,
+        "relocated": warmup.relocated,
     }
     save_tensors(path, tensors, notes)
 
@@ -67,6 +68,7 @@ def read_run(path: str | Path, sampler: Any, density: Any, warmup: Warmup) -> "R
     point = Point(*(tensors[f"point/{name}"].to(device) for name in ("z", "value", "gradient")))
     _check_density(path, density, point)
     warmup.metric = Metric(tensors["metric"].to(device))
+    warmup.relocated = notes["relocated"]
     warmup.averaging = DualAveraging(**notes["averaging"])
     lists = {
         name: list(tensors[f"list/{name}"].to(device).unbind(0)) if f"list/{name}" in tensors else []

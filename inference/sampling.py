@@ -56,6 +56,9 @@ class Kernel:
         """One transition that leaves the density invariant; t counts steps from the start of warm-up."""
         raise NotImplementedError
 
+    def restart(self) -> None:
+        """The metric is another now, and far from final."""
+
     def settle(self) -> None:
         """Warm-up is over."""
 
@@ -139,6 +142,9 @@ class HamiltonianSampler:
         how = f"{run.kernel.name}, {self.chains} chain{'s' if self.chains > 1 else ''} of {self.warmup} + {self.draws}"
         if density.summed:
             how += f"; {', '.join(map(repr, density.summed))} summed out, so without draws"
+        moved = run.warmup.relocated
+        if moved:
+            how += f"; {moved} time{'s' if moved > 1 else ''} in warm-up a chain was moved from where the density is negligible"
         return Posterior(
             draws,
             deterministic=deterministic,
@@ -199,7 +205,9 @@ class HamiltonianSampler:
         run.point = drawn.point
         if learning:
             acceptance = float(drawn.acceptance.mean())
-            warmup.update(density, run.point, acceptance, run.t)
+            run.point, renewed = warmup.update(density, run.point, acceptance, run.t)
+            if renewed and 2 * run.t < self.warmup:
+                run.kernel.restart()
             if run.t + 1 == self.warmup:
                 self._finish_warmup(run)
             report(step_size=step, acceptance=acceptance)

@@ -1,6 +1,6 @@
 """Stochastic variational inference: any Pyro ELBO over any program and guide, one step as a recorded graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class SVI(GradientLearner):
     def validation(self, program: Program, total: int) -> Objective:
         return _NegativeELBO(self, program, total, 1.0).value
 
-    def gradients(self, program: Program, objective: Any, parameters: list[Tensor]) -> Callable[..., tuple]:
+    def gradients(self, program: Program, objective: Any, parameters: Sequence[Tensor]) -> Callable[..., tuple]:
         if hasattr(objective.elbo, "differentiable_loss"):
             return super().gradients(program, objective, parameters)
 
@@ -117,7 +117,7 @@ class _NegativeELBO:
         self.weight: Tensor | None = None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
         self.live = [] if self.weight is None else [self.weight]
         name = "enum" if options.elbo == "trace" and not program.has_guide else options.elbo  # without a guide all is summed out
-        self.elbo = name if isinstance(name, ELBO) else _elbo(name, options.particles)
+        self.elbo: Any = name if isinstance(name, ELBO) else _elbo(name, options.particles)
         story = config_enumerate(program.run_model, "parallel") if isinstance(self.elbo, TraceEnum_ELBO) else program.run_model
         self.model = self._scaled(story, total)
         self.guide = self._scaled(program.run_guide, total) if program.has_guide else _empty_guide

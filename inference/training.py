@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .checkpoint import read_checkpoint, write_checkpoint
 
 __all__ = ["GradientLearner", "Objective"]
 
-Objective = Callable[..., Tensor]
+Objective = Callable[..., Any]  # a tensor to differentiate; for validation, a number will do
 _OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD}
 
 
@@ -119,7 +119,7 @@ class GradientLearner:
         """What is compared on validation data, in evaluation mode and under a fixed seed; the objective, unless overridden."""
         return self.objective(program, total)
 
-    def gradients(self, program: Program, objective: Objective, parameters: list[Tensor]) -> Callable[..., tuple]:
+    def gradients(self, program: Program, objective: Objective, parameters: Sequence[Tensor]) -> Callable[..., tuple]:
         """A function of a batch: the loss and its gradients."""
 
         def loss_and_gradients(*batch: Tensor) -> tuple:
@@ -171,7 +171,7 @@ class GradientLearner:
 
     def _epochs(
         self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, step: "_Step",
-        objective: Objective, validate: Objective | None, optimiser: Any, parameters: list[Tensor], state: State, begun: float,
+        objective: Objective, validate: Objective | None, optimiser: Any, parameters: Sequence[Tensor], state: State, begun: float,
     ) -> str:  # fmt: skip
         saved = time.perf_counter()
         with progress(f"learn {program.name}", self.epochs, state.epoch) as report:
@@ -195,11 +195,12 @@ class GradientLearner:
 
     def _one_epoch(
         self, program: Program, arguments: tuple, total: int, batch_size: int, step: "_Step", optimiser: Any,
-        parameters: list[Tensor], state: State,
+        parameters: Sequence[Tensor], state: State,
     ) -> float:  # fmt: skip
         device = parameters[0].device
         order = torch.randperm(total, device=device) if batch_size < total else None
         summed = torch.zeros((), dtype=torch.float64, device=device)
+        batch: tuple = ()
         for begin in range(0, total, batch_size):
             batch = arguments if order is None else _take(arguments, total, order[begin : begin + batch_size])
             loss, *gradients = step(*batch)
@@ -209,7 +210,7 @@ class GradientLearner:
                 parameter.grad = gradient
             if self.clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-            optimiser(parameters) if isinstance(optimiser, PyroOptim) else optimiser.step()
+            optimiser(list(parameters)) if isinstance(optimiser, PyroOptim) else optimiser.step()
             state.steps += 1
             if self.average:
                 decay = min(self.average, (1 + state.steps) / (10 + state.steps))  # a short memory at first
@@ -222,7 +223,7 @@ class GradientLearner:
             self._stop(program, batch, state, mean)
         return mean
 
-    def _validate(self, program: Program, valid: Any, validate: Objective, parameters: list[Tensor], state: State) -> float:
+    def _validate(self, program: Program, valid: Any, validate: Objective, parameters: Sequence[Tensor], state: State) -> float:
         if self.average:
             _swap(parameters, state.average)
         with torch.no_grad(), seeded(0), evaluating(program):
@@ -260,7 +261,7 @@ class GradientLearner:
         held = max(1, len(data) // 10)
         return data[order[held:]], data[order[:held]]
 
-    def _optimiser(self, parameters: list[Tensor]) -> Any:
+    def _optimiser(self, parameters: Sequence[Tensor]) -> Any:
         if isinstance(self.optim, PyroOptim):
             return self.optim
         if not isinstance(self.optim, str):
@@ -320,7 +321,7 @@ def _take(arguments: tuple, total: int, rows: Tensor) -> tuple:
     return tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == total else a for a in arguments)
 
 
-def _swap(parameters: list[Tensor], others: list[Tensor]) -> None:
+def _swap(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """Exchange the values of two lists of tensors, in place."""
     with torch.no_grad():
         for one, other in zip(parameters, others, strict=True):

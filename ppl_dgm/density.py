@@ -259,13 +259,15 @@ class LogDensity:
         """
         with seeded(seed):
             z = self._uniform(chains, radius)
+            good = torch.zeros(chains, dtype=torch.bool, device=self.device)
             for attempt in range(_TRIES):
+                if attempt:
+                    fresh = self._uniform(chains, radius * 0.5 ** ((attempt - 1) // 10))
+                    z = torch.where(good[:, None], z, fresh)
                 value, gradient = self.value_and_grad(z)
                 good = value.isfinite() & gradient.isfinite().all(1)
                 if bool(good.all()):
                     return z
-                fresh = self._uniform(chains, radius * 0.5 ** (attempt // 10))
-                z = torch.where(good[:, None], z, fresh)
         bad = int((~good).nonzero()[0])
         with self._context():
             blamed = worst_site(self._joint, z[bad])
@@ -386,7 +388,7 @@ class LogDensity:
             return layout(self.program.name, self._story)
 
     def _settle_deterministic(self, point: Tensor) -> None:
-        """Leaves out deterministic sites that depend on discrete ones: there their values have more dimensions."""
+        """Leaves out deterministic sites that depend on discrete ones: their values have more dimensions."""
         names = self._layout.deterministic
         if self._layout.summed and names:
             with torch.no_grad():

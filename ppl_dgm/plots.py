@@ -52,8 +52,8 @@ def points(x: Tensor, title: str = "", reference: Tensor | None = None) -> Figur
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     if reference is not None:
-        axes.scatter(*reference.detach().cpu().numpy().T, s=4, color="0.75", label="data")
-    axes.scatter(*x.detach().cpu().numpy().T, s=4, color="black", label="samples")
+        axes.scatter(reference[:, 0].detach().cpu().numpy(), reference[:, 1].detach().cpu().numpy(), s=4, color="0.75", label="data")
+    axes.scatter(x[:, 0].detach().cpu().numpy(), x[:, 1].detach().cpu().numpy(), s=4, color="black", label="samples")
     axes.set_aspect("equal")
     if reference is not None:
         axes.legend(loc="upper right", frameon=False)

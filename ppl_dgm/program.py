@@ -261,7 +261,7 @@ class FunctionProgram(Program):
             raise ProgramError(f"a program must be callable, but it is a {type(model).__name__}: pass the function itself, not what it returns.")
         if isinstance(guide, str):
             guide = _autoguide(guide, model)
-        self._name = name or getattr(model, "__name__", type(model).__name__)
+        self._name: str = name or getattr(model, "__name__", None) or type(model).__name__
         self._draws_n = False
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_guide", guide)

@@ -318,7 +318,7 @@ class Posterior:
             groups["sample_stats"] = {k: _numpy(v) for k, v in self.stats.items()}
         if "data" in inspect.signature(arviz.from_dict).parameters:  # ArviZ 1.x takes one dictionary of groups
             return arviz.from_dict(groups)
-        return arviz.from_dict(**groups)
+        return arviz.from_dict(**groups)  # type: ignore[arg-type]
 
     def predict(self, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior predictive draws of the observed and deterministic sites, {site: [chain * draw, *shape]}.

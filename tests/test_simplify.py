@@ -1,4 +1,4 @@
-"""The rewriting of densities' graphs: each rule fires where it should, and nowhere else, and keeps the numbers."""
+"""Rewriting the graphs of densities: each rule fires where it should, nowhere else, and keeps the numbers."""
 
 from collections.abc import Callable
 
@@ -86,7 +86,9 @@ def test_rule(function: Callable[[Tensor], Tensor], gone: str, kept: str) -> Non
 
 def test_slopes_of_log_sigmoid_hold_far_out() -> None:
     x = torch.tensor([[-200.0, -20.0, 0.0, 20.0, 200.0]])
-    torch.testing.assert_close(record(slope_of_log_sigmoid, torch.zeros(1, 5))(x), slope_of_log_sigmoid(x), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        record(slope_of_log_sigmoid, torch.zeros(1, 5))(x), slope_of_log_sigmoid(x), rtol=1e-6, atol=0
+    )
 
 
 def test_live_tensors_are_not_taken_for_constants() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
-from ppl_dgm.nn import ACTIVATIONS, Likelihood, mlp
+from ppl_dgm.nn import Likelihood, mlp
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["TopDownVAE"]
@@ -42,6 +42,7 @@ class TopDownVAE(Program):
         likelihood: "categorical", "bernoulli" or "gaussian"; see `VAE`.
         depth: hidden layers of f1 and of the decoder (f2 has one); 0 makes every network linear.
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
+        norm: "batch", "layer" or None: normalisation of every hidden layer.
         encoder_dropout: probability of dropping an input or a hidden unit of the bottom-up pass while
             learning.
         decoder_dropout: probability of dropping a hidden unit of the generative networks while learning.
@@ -71,8 +72,9 @@ class TopDownVAE(Program):
         likelihood: str = "categorical",
         depth: int = 2,
         activation: str = "leaky_relu",
-        encoder_dropout: float = 0.1,
-        decoder_dropout: float = 0.4,
+        norm: str | None = "batch",
+        encoder_dropout: float = 0.2,
+        decoder_dropout: float = 0.3,
         prior_hidden: int = 64,
         floor: float = 1e-3,
     ) -> None:
@@ -86,13 +88,14 @@ class TopDownVAE(Program):
         self.latent = latent
         self.likelihood = Likelihood(likelihood, observed, values, floor)
         # generative, shared by model and guide
-        self.prior_1 = mlp(latent, 2 * below, (prior_hidden,) if depth else (), activation, decoder_dropout)
-        self.decoder = mlp(below, self.likelihood.features, layers, activation, decoder_dropout)
+        prior_layers = (prior_hidden,) if depth else ()
+        self.prior_1 = mlp(latent, 2 * below, prior_layers, activation, decoder_dropout, norm)
+        self.decoder = mlp(below, self.likelihood.features, layers, activation, decoder_dropout, norm)
         # bottom-up
         width = hidden if depth else observed
         self.corruption = nn.Dropout(encoder_dropout)
-        self.features_1 = _features(observed, hidden, depth, activation, encoder_dropout)
-        self.features_2 = _features(width, hidden, min(depth, 1), activation, encoder_dropout)
+        self.features_1 = _features(observed, hidden, depth, activation, encoder_dropout, norm)
+        self.features_2 = _features(width, hidden, min(depth, 1), activation, encoder_dropout, norm)
         self.delta_1 = nn.Linear(width, 2 * below)
         self.delta_2 = nn.Linear(width, 2 * latent)
         self.observed, self.values, self.support = observed, self.likelihood.values, self.likelihood.support
@@ -121,8 +124,8 @@ class TopDownVAE(Program):
     def prior_of_z1(self, z2: Tensor) -> tuple[Tensor, Tensor]:
         """mu1 and ln s1^2, [batch, latent_1] each, for z2 [batch, latent].
 
-        While learning, guide and model must meet the same dropout mask, or they disagree on the prior that the
-        guide corrects. So what the guide computed travels with its draw of z2, until the model takes it.
+        While learning, guide and model must meet the same dropout mask, or they disagree on the prior that
+        the guide corrects. So what the guide computed travels with its draw of z2, until the model takes it.
         """
         shared = z2.__dict__.pop(_SHARED, None)
         return shared if shared is not None else self.prior_1(z2).chunk(2, -1)
@@ -152,7 +155,7 @@ class TopDownVAE(Program):
                 elbo="mean_field",
                 epochs=120,
                 batch_size=32,
-                lr=1e-3,
+                lr=2e-3,
                 schedule="cosine",
                 average=0.99,
                 patience=25,
@@ -169,9 +172,8 @@ class TopDownVAE(Program):
         }
 
 
-def _features(inputs: int, hidden: int, depth: int, activation: str, dropout: float) -> nn.Module:
-    """Like `mlp`, but ending in a hidden layer's activations: [batch, inputs] to [batch, hidden]."""
-    if depth == 0:
-        return nn.Identity()
-    last = [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
-    return nn.Sequential(*mlp(inputs, hidden, (hidden,) * (depth - 1), activation, dropout), *last)
+def _features(
+    inputs: int, hidden: int, depth: int, activation: str, dropout: float, norm: str | None
+) -> nn.Module:
+    """`mlp` without its last linear layer: the activations of `depth` hidden layers, from [batch, inputs]."""
+    return mlp(inputs, 1, (hidden,) * depth, activation, dropout, norm)[:-1]

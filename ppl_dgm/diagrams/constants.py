@@ -14,7 +14,8 @@ __all__ = ["constant_distributions"]
 
 
 def constant_distributions(program: Any, *args: Any, **kwargs: Any) -> dict[str, str]:
-    """{site: "Normal(0, 1)"} for the sites all of whose arguments are one number each (a covariance: the identity).
+    """{site: "Normal(0, 1)"} for the sites all of whose arguments are one number each (a covariance: the
+    identity).
 
     The program runs once. Which of its sites depend on nothing is for the caller to know.
     """
@@ -26,9 +27,17 @@ def constant_distributions(program: Any, *args: Any, **kwargs: Any) -> dict[str,
 
 
 def _written(fn: Any) -> str:
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "Independent",
+        "ExpandedDistribution",
+        "MaskedDistribution",
+    ):
         fn = fn.base_dist
     held = {name: fn.__dict__.get(name, fn.__dict__.get(f"_{name}")) for name in fn.arg_constraints}
+    if not any(
+        isinstance(value, Tensor) for value in held.values()
+    ):  # a Beta keeps its numbers in a Dirichlet
+        held = {name: getattr(fn, name) for name in fn.arg_constraints}
     if "covariance_matrix" in held and "scale_tril" in held:  # one matrix by three names
         held = {"loc": held["loc"], "covariance_matrix": fn.covariance_matrix}
     values = [_number(value) for value in held.values() if isinstance(value, Tensor)]

@@ -26,7 +26,8 @@ _LABEL = 5.0  # between a plate's label and its border
 class Placement:
     """Gives places to units whose rows and order are known.
 
-    Across is to the right (orientation "down") or downwards ("right"); along is the direction in which rows follow one another.
+    Across is to the right (orientation "down") or downwards ("right"); along is the direction in which rows
+    follow one another.
 
     Arguments:
         scene: its nodes and plates get their places.
@@ -47,11 +48,18 @@ class Placement:
 
     def __post_init__(self) -> None:
         self.rank = {unit: i for i, unit in enumerate(self.order)}
-        self.extent = np.array([self._extent(u) for u in self.units]).reshape(-1, 4)  # across low, high, along low, high
+        self.extent = np.array([self._extent(u) for u in self.units]).reshape(
+            -1, 4
+        )  # across low, high, along low, high
         self.offsets = [self._stack(u)[0] for u in self.units]
         rows = [[self.units[u].row for u in members] for members in self.plates]
         self.first, self.last = [min(r) for r in rows], [max(r) for r in rows]
-        self.nested = {(i, j) for i, a in enumerate(self.plates) for j, b in enumerate(self.plates) if i != j and self._holds(i, j, a, b)}
+        self.nested = {
+            (i, j)
+            for i, a in enumerate(self.plates)
+            for j, b in enumerate(self.plates)
+            if i != j and self._holds(i, j, a, b)
+        }
         self.crossing = {
             (i, j)
             for i, a in enumerate(self.plates)
@@ -65,7 +73,8 @@ class Placement:
         """Whether plate i goes round plate j; of two with the same members, the first does."""
         return b < a or (a == b and i < j)
 
-    # -- extents ------------------------------------------------------------------------------------------------------
+    # -- extents
+    # ------------------------------------------------------------------------------------------------------
 
     def _margins(self, name: str) -> tuple[float, float, float, float]:
         left, below, right, above = self.scene.nodes[name].margins()
@@ -90,7 +99,8 @@ class Placement:
         half = self._stack(unit)[1]
         return float(margins[:, 0].max()), float(margins[:, 1].max()), half, half
 
-    # -- the picture --------------------------------------------------------------------------------------------------
+    # -- the picture
+    # --------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[int, tuple[float, float]]:
         """Sets the places of the nodes and the boxes of the plates; returns the units' places, in points."""
@@ -109,22 +119,32 @@ class Placement:
                 node.x, node.y = (s, -a) if self.right else (a, -s)
                 node.place_texts()
         for p, plate in enumerate(self.scene.plates):
-            box = (lengths[p][0], -high[p], lengths[p][1], -low[p]) if self.right else (low[p], -lengths[p][1], high[p], -lengths[p][0])
+            box = (
+                (lengths[p][0], -high[p], lengths[p][1], -low[p])
+                if self.right
+                else (low[p], -lengths[p][1], high[p], -lengths[p][0])
+            )
             plate.box = tuple(map(float, box))  # type: ignore[assignment]
             set_plate_label(plate)
         places = [(float(across[i]), float(along[unit.row])) for i, unit in enumerate(self.units)]
         return {i: (s, -a) if self.right else (a, -s) for i, (a, s) in enumerate(places)}
 
     def _levels(self, edge_rows: list[int]) -> list[int]:
-        """How many borders a plate's border must keep clear of in its row: those of plates inside it and some that cross it."""
+        """How many borders a plate's border must keep clear of in its row: those of plates inside it and
+        some that cross it."""
         level = [0] * len(self.plates)
         for p in self._inner_first():
-            inner = [q for q in range(len(level)) if level[q] and edge_rows[q] == edge_rows[p] and self._meets(p, q)]
+            inner = [
+                q
+                for q in range(len(level))
+                if level[q] and edge_rows[q] == edge_rows[p] and self._meets(p, q)
+            ]
             level[p] = 1 + max((level[q] for q in inner), default=0)
         return level
 
     def _inner_first(self) -> list[int]:
-        """Plates after those inside them; of two that cross, first the one whose label the other's border could meet."""
+        """Plates after those inside them; of two that cross, first the one whose label the other's border
+        could meet."""
         last = [max(self.rank[u] for u in members) * (1 if self.right else -1) for members in self.plates]
         left, done = sorted(range(len(self.plates)), key=lambda p: (last[p], len(self.plates[p]), -p)), []
         while left:
@@ -147,7 +167,8 @@ class Placement:
                 self.extent[ends, 2:] += short / 2
 
     def _along(self, ends: list[int], starts: list[int], across: np.ndarray) -> np.ndarray:
-        """The places of the rows: room for nodes, the borders and labels of plates that end or begin between them. [row]"""
+        """The places of the rows: room for nodes, the borders and labels of plates that end or begin
+        between them. [row]"""
         count = max(u.row for u in self.units) + 1
         rows = np.array([u.row for u in self.units])
         before, after = np.zeros(count), np.zeros(count)
@@ -166,7 +187,8 @@ class Placement:
         return along
 
     def _fans(self, across: np.ndarray) -> dict[int, float]:
-        """Rows that many slanting edges enter, and how far below the last row they must be for the edges to miss their neighbours."""
+        """Rows that many slanting edges enter, and how far below the last row they must be for the edges to
+        miss their neighbours."""
         needed: dict[int, list[float]] = defaultdict(list)
         rows: dict[int, list[int]] = defaultdict(list)
         for u in self.order:
@@ -179,9 +201,13 @@ class Placement:
                     continue
                 width, (i, line) = float(across[u] - across[v]), place[v]
                 beside = i + (1 if width > 0 else -1)
-                if 0 <= beside < len(line) and abs(width) > abs(gap := float(across[line[beside]] - across[v])):
+                if 0 <= beside < len(line) and abs(width) > abs(
+                    gap := float(across[line[beside]] - across[v])
+                ):
                     clear = 21.0
-                    needed[max(self.units[u].row, self.units[v].row)].append(clear * abs(width) / max(gap**2 - clear**2, 1.0) ** 0.5)
+                    needed[max(self.units[u].row, self.units[v].row)].append(
+                        clear * abs(width) / max(gap**2 - clear**2, 1.0) ** 0.5
+                    )
         return {row: max(found) for row, found in needed.items() if sum(f > 80 for f in found) > _FAN}
 
     def _ends(self, along: np.ndarray, ends: list[int], starts: list[int]) -> list[tuple[float, float]]:
@@ -193,17 +219,23 @@ class Placement:
             strip = 0.0 if self.right else self.strips[p]
             end += strip - (4.0 if strip else 0.0)
             for q, (other_begin, other_end) in found.items():
-                if (p, q) in self.nested or ((p, q) in self.crossing and self.first[p] == self.first[q] and starts[p] > starts[q]):
+                if (p, q) in self.nested or (
+                    (p, q) in self.crossing and self.first[p] == self.first[q] and starts[p] > starts[q]
+                ):
                     begin = min(begin, other_begin - _INNER)
-                if (p, q) in self.nested or ((p, q) in self.crossing and self.last[p] == self.last[q] and ends[p] > ends[q]):
+                if (p, q) in self.nested or (
+                    (p, q) in self.crossing and self.last[p] == self.last[q] and ends[p] > ends[q]
+                ):
                     end = max(end, other_end + _INNER + strip)
             found[p] = (begin, end)
         return [found[p] for p in range(len(self.plates))]
 
-    # -- across -------------------------------------------------------------------------------------------------------
+    # -- across
+    # -------------------------------------------------------------------------------------------------------
 
     def _across(self, ends: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Places across: short and straight edges, under the order, the plates' extents and their labels' room."""
+        """Places across: short and straight edges, under the order, the plates' extents and their labels'
+        room."""
         n, m = len(self.units), len(self.plates)
         program = _Program(n + 2 * m)
         low, high = [n + p for p in range(m)], [n + m + p for p in range(m)]
@@ -239,16 +271,25 @@ class Placement:
                 elif self.rank[u] > right:
                     program.apart(high[p], u, self.extent[u, 0] + gap)
             for q, others in enumerate(self.plates):
-                if not members & others and right < min(self.rank[u] for u in others) and self.first[p] <= self.last[q] and self.first[q] <= self.last[p]:
+                if (
+                    not members & others
+                    and right < min(self.rank[u] for u in others)
+                    and self.first[p] <= self.last[q]
+                    and self.first[q] <= self.last[p]
+                ):
                     program.apart(high[p], low[q], _OUTSIDE)
 
-    def _plate_borders(self, program: "_Program", p: int, low: list[int], high: list[int], ends: list[int]) -> None:
+    def _plate_borders(
+        self, program: "_Program", p: int, low: list[int], high: list[int], ends: list[int]
+    ) -> None:
         members, strip = self.plates[p], self.strips[p] if self.right else 0.0
         for u in members:
             program.apart(low[p], u, self.extent[u, 0] + _PAD)
             program.apart(u, high[p], self.extent[u, 1] + _PAD + strip - (4.0 if strip else 0.0))
         label = self.scene.plates[p].label.extent[0] + 2 * _LABEL
-        program.apart(low[p], high[p], sum(self.scene.plates[p].label.extent[1:]) + _PAD if self.right else label)
+        program.apart(
+            low[p], high[p], sum(self.scene.plates[p].label.extent[1:]) + _PAD if self.right else label
+        )
         for q in range(len(self.plates)):
             if (p, q) in self.nested:
                 program.apart(low[p], low[q], _INNER)
@@ -263,9 +304,17 @@ class Placement:
             self._prefer_edges_clear_of_label(program, p, high[p], label)
 
     def _keep_label_clear(
-        self, program: "_Program", p: int, q: int, low: list[int], high: list[int], ends: list[int], label: float
+        self,
+        program: "_Program",
+        p: int,
+        q: int,
+        low: list[int],
+        high: list[int],
+        ends: list[int],
+        label: float,
     ) -> None:
-        """The label of p ends at p's right border; a border of q that runs down beside it must stay at its left."""
+        """The label of p ends at p's right border; a border of q that runs down beside it must stay at its
+        left."""
         reaches = self.last[q] > self.last[p] or (self.last[q] == self.last[p] and ends[q] > ends[p])
         if self.right or not reaches or self.first[q] > self.last[p]:
             return
@@ -290,7 +339,9 @@ class Placement:
         for s in self.segments:
             bends = sum(not self.units[u].names for u in (s.source, s.target))
             level = self.units[s.source].row == self.units[s.target].row
-            program.distance({s.source: 1.0, s.target: -1.0}, s.weight * (0.2 if level else (1.0, 2.0, 4.0)[bends]))
+            program.distance(
+                {s.source: 1.0, s.target: -1.0}, s.weight * (0.2 if level else (1.0, 2.0, 4.0)[bends])
+            )
             if not level and s.weight >= 1:
                 ends[s.source, True].append(s.target)
                 ends[s.target, False].append(s.source)

@@ -35,8 +35,10 @@ def diagram(
 ) -> "Diagram":
     """A program as a plate diagram in the textbook's manner.
 
-    Latent sites are white circles, observed ones grey, deterministic ones double; factors are black squares, parameters dots, inputs
-    bare names; plates are rounded boxes with name and size at the lower right; what the guide conditions on is dashed.
+    Latent sites are white circles, observed ones grey, deterministic ones double; factors are black
+    squares, parameters dots, inputs
+    bare names; plates are rounded boxes with name and size at the lower right; what the guide conditions on
+    is dashed.
 
     Arguments:
         program: a `Program`, a callable Pyro model, or a `Structure`.
@@ -44,10 +46,13 @@ def diagram(
         guide: whether to draw the guide, if there is one.
         distributions: whether to write each site's distribution beside it.
         orientation: "down", parents above children, or "right".
-        highlight: names of nodes to stress, with the edges between neighbours of a list (a trail) or all members of a set; the
+        highlight: names of nodes to stress, with the edges between neighbours of a list (a trail) or all
+            members of a set; the
             answer of `Structure.d_separated` stands for its active trail.
-        positions: {name: (x, y)} for nodes that shall stand elsewhere, in points, y upwards (`Diagram.positions` are the present ones).
-        size: width in inches, or (width, height) that the picture must fit into; by default letters have 13 points.
+        positions: {name: (x, y)} for nodes that shall stand elsewhere, in points, y upwards
+            (`Diagram.positions` are the present ones).
+        size: width in inches, or (width, height) that the picture must fit into; by default letters have 13
+            points.
 
     Returns:
         A `Diagram`, which notebooks show.
@@ -55,7 +60,8 @@ def diagram(
     Raises:
         ProgramError: the program cannot run on these arguments, or an option is unknown.
 
-    Source: C. Bishop (2006), Pattern Recognition and Machine Learning, 8.1; L. Dietz (2010), the tikz-bayesnet library.
+    Source: C. Bishop (2006), Pattern Recognition and Machine Learning, 8.1; L. Dietz (2010), the
+        tikz-bayesnet library.
 
     Example:
         >>> import ppl_dgm as dgm
@@ -70,7 +76,9 @@ def diagram(
         structure = find_structure(program, *args, guide=guide, **kwargs)
         constants = constant_distributions(program, *args, **kwargs) if distributions else None
     elif args or kwargs:
-        raise ProgramError("a structure is drawn as it is; give arguments of the model to dgm.structure, or hand in the program.")
+        raise ProgramError(
+            "a structure is drawn as it is; give arguments of the model to dgm.structure, or hand in the program."
+        )
     scene = read(structure, guide, distributions, constants)
     _highlight(scene, highlight)
     layout(scene, orientation, positions)
@@ -84,7 +92,9 @@ def _highlight(scene: Scene, highlight: Any) -> None:
     names = [highlight] if isinstance(highlight, str) else list(highlight or ())
     unknown = sorted(str(name) for name in names if name not in scene.nodes)
     if unknown:
-        raise ProgramError(f"highlight names {unknown[0]!r}, which is not in the diagram; it has {', '.join(scene.nodes)}.")
+        raise ProgramError(
+            f"highlight names {unknown[0]!r}, which is not in the diagram; it has {', '.join(scene.nodes)}."
+        )
     for name in names:
         scene.nodes[name].strong = True
     if isinstance(highlight, (set, frozenset)):
@@ -106,7 +116,11 @@ class Diagram:
     """
 
     def __init__(
-        self, scene: Scene, orientation: str = "down", size: float | tuple[float, float] | None = None, name: str = ""
+        self,
+        scene: Scene,
+        orientation: str = "down",
+        size: float | tuple[float, float] | None = None,
+        name: str = "",
     ) -> None:
         self.scene, self.orientation, self.name = scene, orientation, name
         self._scale = _scale(scene.size, size)
@@ -136,7 +150,9 @@ class Diagram:
         path = Path(path)
         ending = path.suffix.lower()
         if ending not in _FORMATS:
-            raise FileError(f"{path.name} does not say its format: the name must end in {', '.join(_FORMATS)}.")
+            raise FileError(
+                f"{path.name} does not say its format: the name must end in {', '.join(_FORMATS)}."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         if ending in (".svg", ".png", ".pdf"):
             pictures.save(self.figure(), path, dpi)
@@ -169,8 +185,10 @@ class Diagram:
         return self._svg
 
     def __repr__(self) -> str:
-        kinds = [f"{len(self.scene.nodes)} nodes", f"{len(self.scene.edges)} edges", f"{len(self.scene.plates)} plates"]
-        return f"Diagram of {self.name or 'a structure'}: {', '.join(kinds)}"
+        plates = {plate.name for plate in self.scene.plates}
+        counts = {"node": len(self.scene.nodes), "edge": len(self.scene.edges), "plate": len(plates)}
+        words = [f"{count} {thing}{'' if count == 1 else 's'}" for thing, count in counts.items()]
+        return f"Diagram of {self.name or 'a structure'}: {', '.join(words)}"
 
 
 def _scale(natural: tuple[float, float], size: Iterable[float] | float | None) -> float:

@@ -1,4 +1,5 @@
-"""A scene in Graphviz's DOT, every node pinned where our layout put it, so that crossing plates stay whole."""
+"""A scene in Graphviz's DOT, every node pinned where our layout put it, so that crossing plates stay
+whole."""
 
 import re
 
@@ -17,17 +18,27 @@ _SHAPE = {
 
 
 def dot(scene: Scene) -> str:
-    """The text of a .dot file. `neato -n2 -Tsvg x.dot` draws it (so does `dot`: the file names its engine)."""
-    lines = ["digraph {", "  graph [layout=neato, splines=true, outputorder=nodesfirst];", '  node [fontname="Times-Italic", fontsize=12, pin=true];', "  edge [arrowsize=0.7];"]
+    """The text of a .dot file. `neato -n2 -Tsvg x.dot` draws it (so does `dot`: the file names its
+    engine)."""
+    lines = [
+        "digraph {",
+        "  graph [layout=neato, splines=true, outputorder=nodesfirst];",
+        '  node [fontname="Times-Italic", fontsize=12, pin=true];',
+        "  edge [arrowsize=0.7];",
+    ]
     for i, plate in enumerate(scene.plates):
         left, bottom, right, top = plate.box
         size = f"width={(right - left) / 72:.3f}, height={(top - bottom) / 72:.3f}, fixedsize=true"
-        label = f"label={_quoted(_plain(plate.label.tex))}, labelloc=b, fontname=\"Times-Roman\", fontsize=10"
+        label = f'label={_quoted(_plain(plate.label.tex))}, labelloc=b, fontname="Times-Roman", fontsize=10'
         middle = f'pos="{(left + right) / 2:.1f},{(bottom + top) / 2:.1f}!"'
-        lines.append(f"  {_quoted(f'plate {plate.name}' + (f' {plate.piece + 1}' if plate.piece else ''))} [shape=box, style=rounded, {size}, {label}, {middle}];")
+        lines.append(
+            f"  {_quoted(f'plate {plate.name}' + (f' {plate.piece + 1}' if plate.piece else ''))} [shape=box, style=rounded, {size}, {label}, {middle}];"
+        )
     lines += [f"  {_quoted(name)} [{_attributes(node)}];" for name, node in scene.nodes.items()]
     for edge in scene.edges:
-        style = {"guide": " [style=dashed, constraint=false]", "factor": " [arrowhead=none]"}.get(edge.kind, "")
+        style = {"guide": " [style=dashed, constraint=false]", "factor": " [arrowhead=none]"}.get(
+            edge.kind, ""
+        )
         lines.append(f"  {_quoted(edge.source)} -> {_quoted(edge.target)}{style};")
     return "\n".join([*lines, "}"]) + "\n"
 

@@ -1,4 +1,5 @@
-"""Mathematics as outlines: each symbol is set once by matplotlib and then reused, which makes many names cheap."""
+"""Mathematics as outlines: each symbol is set once by matplotlib and then reused, which makes many names
+cheap."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from matplotlib.textpath import text_to_path
 __all__ = ["Line", "line", "measure"]
 
 _EM = 100.0  # outlines are kept at this size
-_FONT = FontProperties(family="cmr10", size=_EM, math_fontfamily="cm")  # Computer Modern, which matplotlib brings along
+_FONT = FontProperties(
+    family="cmr10", size=_EM, math_fontfamily="cm"
+)  # Computer Modern, which matplotlib brings along
 _ATOM = re.compile(
     r"\\mathrm\{(?P<roman>(?:[^{}\\]|\\.)*)\}"
     r"|_\{(?P<below>(?:[^{}\\]|\\[^{}]|\\mathrm\{(?:[^{}\\]|\\.)*\}|\\[{}])*)\}"
@@ -25,7 +28,8 @@ _SCRIPT, _DROP = 0.7, 0.16  # size and depth of subscripts, in em
 
 @dataclass(frozen=True)
 class Line:
-    """A line of mathematics at a size of 1: its outline from the left end of the base line, width, height and depth."""
+    """A line of mathematics at a size of 1: its outline from the left end of the base line, width, height
+    and depth."""
 
     outline: Path
     width: float
@@ -35,7 +39,8 @@ class Line:
 
 @lru_cache(maxsize=4096)
 def line(tex: str) -> Line:
-    """Sets mathematics without dollars: what `labels` writes, that is words, symbols, subscripts and spaces."""
+    """Sets mathematics without dollars: what `labels` writes, that is words, symbols, subscripts and
+    spaces."""
     parts, x = _set(tex, 1.0, 0.0)
     if not parts:
         return Line(Path(np.zeros((0, 2))), x, 0.0, 0.0)
@@ -90,4 +95,6 @@ def _symbol(tex: str) -> tuple[Path, float]:
 def _outline(text: str, math: bool) -> tuple[Path, float]:
     vertices, codes = text_to_path.get_text_path(_FONT, text, ismath=math)
     width, _, _ = text_to_path.get_text_width_height_descent(text, _FONT, ismath=math)
-    return Path(np.asarray(vertices, dtype=float).reshape(-1, 2) / _EM, np.asarray(codes, dtype=Path.code_type)), float(width) / _EM
+    return Path(
+        np.asarray(vertices, dtype=float).reshape(-1, 2) / _EM, np.asarray(codes, dtype=Path.code_type)
+    ), float(width) / _EM

@@ -1,20 +1,72 @@
-"""Names of sites, plates and distributions as mathematics, in the part of TeX that matplotlib and LaTeX share."""
+"""Names of sites, plates and distributions as mathematics, in the part of TeX that matplotlib and LaTeX
+share."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 __all__ = ["distribution", "indices", "plate_label", "thousands", "typeset"]
 
 GREEK = {
-    *("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau").split(),
-    *("upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega").split(),
+    *[
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+    ],
+    *[
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+    ],
 }
 _SPOKEN = {"lam": "lambda", "eps": "varepsilon", "epsilon": "varepsilon", "lmbda": "lambda", "sig": "sigma"}
 _LETTERS = dict(zip("αβγδεζηθικλμνξπρστυφχψω", [
     "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
     "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]))  # fmt: skip
-_LETTERS |= dict(zip("ΓΔΘΛΞΠΣΦΨΩ", ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]))
-_SPECIAL = {"_": r"\_", "%": r"\%", "#": r"\#", "&": r"\&", "$": r"\$", "{": r"\{", "}": r"\}", "^": r"\^{}", "~": r"\sim ", "\\": r"\backslash "}
+_LETTERS |= dict(
+    zip("ΓΔΘΛΞΠΣΦΨΩ", ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"])
+)
+_SPECIAL = {
+    '"': "''",
+    "_": r"\_",
+    "%": r"\%",
+    "#": r"\#",
+    "&": r"\&",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "^": r"\^{}",
+    "~": r"\sim ",
+    "\\": r"\backslash ",
+}
 _DISTRIBUTIONS = {
     "Normal": r"\mathcal{N}", "MultivariateNormal": r"\mathcal{N}", "LowRankMultivariateNormal": r"\mathcal{N}",
     "Bernoulli": r"\mathrm{Bern}", "Categorical": r"\mathrm{Cat}", "OneHotCategorical": r"\mathrm{Cat}",
@@ -30,7 +82,8 @@ _DISTRIBUTIONS = {
 def typeset(name: str) -> str:
     r"""A name as mathematics, without the dollars: Greek letters, subscripts, words upright.
 
-    What follows the first underscore, or trailing digits, is the subscript, unless it is a word after a word, as in
+    What follows the first underscore, or trailing digits, is the subscript, unless it is a word after a
+    word, as in
     `wet_grass`; `z[3]` is read as `z_3`, `log_x` as log x.
 
     Example:
@@ -81,7 +134,15 @@ def _subscript(word: str) -> str:
 
 
 def _escape(word: str) -> str:
-    return "".join(_SPECIAL.get(c, rf"\{_LETTERS[c]} " if c in _LETTERS else c) for c in word)
+    """Characters that TeX would take for commands, Greek letters, and what Computer Modern lacks without
+    its accents."""
+    return "".join(_SPECIAL.get(c) or (rf"\{_LETTERS[c]} " if c in _LETTERS else _plain(c)) for c in word)
+
+
+def _plain(character: str) -> str:
+    if character.isascii():
+        return character
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 
 def thousands(size: int) -> str:
@@ -90,7 +151,8 @@ def thousands(size: int) -> str:
 
 
 def plate_label(name: str, size: int | None) -> str:
-    """`n = 1, ..., 8` for a plate named by its index, `N = 8` for a capital letter, and `items x 8` for a word; no size: N."""
+    """`n = 1, ..., 8` for a plate named by its index, `N = 8` for a capital letter, and `items x 8` for a
+    word; no size: N."""
     if len(name) == 1 and name.islower():
         last = name.upper() if size is None else thousands(size)
         return rf"{name} = 1" if size == 1 else rf"{name} = 1,\ldots,{last}"
@@ -101,18 +163,24 @@ def plate_label(name: str, size: int | None) -> str:
 
 
 def indices(plates: Sequence[str]) -> dict[str, str]:
-    """One index letter for each plate: n for `data`, else the first free letter of its name, else of the alphabet."""
+    """One index letter for each plate: n for `data`, else the first free letter of its name, else of the
+    alphabet."""
     letters: dict[str, str] = {}
     for plate in plates:
         wanted = ("n" if plate == "data" else "") + plate.lower() + "ijklmnpqrstuvwabcdefgh"
-        letters[plate] = next(c for c in wanted + "?" if c == "?" or ("a" <= c <= "z" and c not in letters.values()))
+        letters[plate] = next(
+            c for c in wanted + "?" if c == "?" or ("a" <= c <= "z" and c not in letters.values())
+        )
     return letters
 
 
-def distribution(name: str, dist: str, parents: Sequence[str], index: str = "", shape: Sequence[int] = ()) -> str:
+def distribution(
+    name: str, dist: str, parents: Sequence[str], index: str = "", shape: Sequence[int] = ()
+) -> str:
     r"""`z ~ N(0, I)`-like text: the variable, its family, and what it depends on.
 
-    A standard normal or a text that already has arguments is written with them; otherwise the parents are the arguments.
+    A standard normal or a text that already has arguments is written with them; otherwise the parents are
+    the arguments.
 
     Arguments:
         name: the site.
@@ -123,10 +191,16 @@ def distribution(name: str, dist: str, parents: Sequence[str], index: str = "", 
     """
     family, _, arguments = dist.partition("(")
     symbol = _DISTRIBUTIONS.get(family, rf"\mathrm{{{_escape(family)}}}")
-    inside = _arguments(arguments.rstrip(")"), len(shape) > 0) or ", ".join(typeset(parent) for parent in parents)
+    inside = _arguments(arguments.rstrip(")"), len(shape) > 0) or ", ".join(
+        typeset(parent) for parent in parents
+    )
     variable = typeset(name)
     if index:
-        variable = variable[:-1] + "," + index + "}" if variable.endswith("}") and "_{" in variable else f"{variable}_{{{index}}}"
+        variable = (
+            variable[:-1] + "," + index + "}"
+            if variable.endswith("}") and "_{" in variable
+            else f"{variable}_{{{index}}}"
+        )
     return rf"{variable} \sim {symbol}" + (f"({inside})" if inside else "")
 
 

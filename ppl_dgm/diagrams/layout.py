@@ -23,12 +23,16 @@ _TALLEST = 4  # parameters in one stack
 
 
 def read(
-    structure: Any, guide: bool = True, distributions: bool = False, constants: Mapping[str, str] | None = None
+    structure: Any,
+    guide: bool = True,
+    distributions: bool = False,
+    constants: Mapping[str, str] | None = None,
 ) -> Scene:
     """The nodes, edges and plates of a structure, without places.
 
     Arguments:
-        structure: has `graph` (a networkx DiGraph with the attributes of `dgm.structure`), `plates` {name: size} and, perhaps,
+        structure: has `graph` (a networkx DiGraph with the attributes of `dgm.structure`), `plates` {name:
+            size} and, perhaps,
             `guide_graph`.
         guide: whether to draw the guide's edges.
         distributions: whether to write each site's distribution beside it.
@@ -50,7 +54,10 @@ def read(
             if not parents and name in (constants or {}):
                 data = {**data, "dist": (constants or {})[name]}
             _annotate(nodes[name], data, parents, letters)
-    edges = [EdgeMark(u, v, "factor" if "factor" in (nodes[u].kind, nodes[v].kind) else "model") for u, v in graph.edges]
+    edges = [
+        EdgeMark(u, v, "factor" if "factor" in (nodes[u].kind, nodes[v].kind) else "model")
+        for u, v in graph.edges
+    ]
     if recognition is not None:
         edges += [EdgeMark(u, v, "guide") for u, v in recognition.edges if u in nodes and v in nodes]
     edges = [edge for edge in edges if edge.source != edge.target]
@@ -81,7 +88,9 @@ def _node(name: str, data: Mapping[str, Any], order: int, guide_only: bool) -> N
     return NodeMark(name, kind, frozenset(data.get("plates", ())), label, side, order, guide_only=guide_only)
 
 
-def _annotate(node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], letters: dict[str, str]) -> None:
+def _annotate(
+    node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], letters: dict[str, str]
+) -> None:
     """Writes a site's distribution, or a module's number of parameters, beside it."""
     if node.kind in ("latent", "observed") and data.get("dist"):
         index = "".join(letters.get(plate, "") for plate in data.get("plates", ()))
@@ -96,13 +105,16 @@ def _annotate(node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], l
         node.label.tex += rf"\ \ ({labels.thousands(int(data['size']))})"
 
 
-def layout(scene: Scene, orientation: str = "down", positions: Mapping[str, tuple[float, float]] | None = None) -> Scene:
+def layout(
+    scene: Scene, orientation: str = "down", positions: Mapping[str, tuple[float, float]] | None = None
+) -> Scene:
     """Gives everything in a scene its place; the same scene always gets the same places.
 
     Arguments:
         scene: from `read`.
         orientation: "down", parents above children, or "right", parents to the left of children.
-        positions: {name: (x, y)} in points, y upwards, for nodes that shall stand there; the rest keep their places.
+        positions: {name: (x, y)} in points, y upwards, for nodes that shall stand there; the rest keep
+            their places.
 
     Raises:
         ProgramError: an unknown orientation or name.
@@ -111,7 +123,9 @@ def layout(scene: Scene, orientation: str = "down", positions: Mapping[str, tupl
         raise ProgramError(f'orientation is {orientation!r}; it must be "down" or "right".')
     unknown = [name for name in positions or {} if name not in scene.nodes]
     if unknown:
-        raise ProgramError(f"positions names {unknown[0]!r}, which is not in the diagram; it has {', '.join(scene.nodes)}.")
+        raise ProgramError(
+            f"positions names {unknown[0]!r}, which is not in the diagram; it has {', '.join(scene.nodes)}."
+        )
     right = orientation == "right"
     for node in scene.nodes.values():
         node.note_below = right
@@ -135,7 +149,8 @@ def layout(scene: Scene, orientation: str = "down", positions: Mapping[str, tupl
 
 
 def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str, int]]:
-    """One unit for each node of the rows; the parameters that stand beside them are stacked, those of one child together."""
+    """One unit for each node of the rows; the parameters that stand beside them are stacked, those of one
+    child together."""
     children, guided = defaultdict(set), defaultdict(set)
     for edge in scene.edges:
         (guided if edge.kind == "guide" else children)[edge.source].add(edge.target)
@@ -143,13 +158,21 @@ def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str,
     units: list[Unit] = []
     for name, node in scene.nodes.items():
         if name in rows.beside:
-            key = (tuple(sorted(children[name] or guided[name])), rows.row[name], node.guide_only, node.plates)
+            key = (
+                tuple(sorted(children[name] or guided[name])),
+                rows.row[name],
+                node.guide_only,
+                node.plates,
+            )
             stacks[key].append(name)
         else:
             units.append(Unit((name,), rows.row[name], node.plates, 44.0 if node.radius > 5 else 36.0))
     for (governed, row, guide_only, plates), names in stacks.items():
-        # texts of what they govern, and labels of plates in rows that run to the right, leave one side free only
-        captioned = right or any(scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed)
+        # texts of what they govern, and labels of plates in rows that run to the right, leave one side free
+        # only
+        captioned = right or any(
+            scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed
+        )
         count = 1 if guide_only or captioned or len(names) == 1 else 2
         count = max(count, -(-len(names) // _TALLEST))
         length = -(-len(names) // count)
@@ -162,7 +185,8 @@ def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str,
 def _segments(
     scene: Scene, rows: Rows, units: list[Unit], place_of: dict[str, int]
 ) -> tuple[list[Segment], dict[tuple[str, str], list[int]]]:
-    """The pieces of the edges, and for each long edge the bends (new units) that keep a way through the rows between."""
+    """The pieces of the edges, and for each long edge the bends (new units) that keep a way through the
+    rows between."""
     extents: dict[str, tuple[int, int]] = {}
     for plate in scene.plates:
         inside = [rows.row[name] for name in plate.members]
@@ -181,7 +205,9 @@ def _segments(
         for row in range(rows.row[edge.source] + step, rows.row[edge.target], step):
             ends = scene.nodes[edge.source].plates, scene.nodes[edge.target].plates
             plates = frozenset(p for p in ends[0] | ends[1] if extents[p][0] <= row <= extents[p][1])
-            crossing = [p for p in ends[0] - ends[1] if p in plates] and [p for p in ends[1] - ends[0] if p in plates]
+            crossing = [p for p in ends[0] - ends[1] if p in plates] and [
+                p for p in ends[1] - ends[0] if p in plates
+            ]
             units.append(Unit((), row, (ends[0] & ends[1]) if crossing else plates, 12.0))
             chain.append(len(units) - 1)
         segments += [Segment(a, b, weight) for a, b in zip([u, *chain], [*chain, v])]
@@ -214,7 +240,11 @@ def _plan(scene: Scene, rows: Rows, right: bool) -> _Plan:
             names = frozenset(name for u in run for name in units[u].names)
             if names:
                 piece = sum(mark.name == plate.name for mark in marks)
-                marks.append(PlateMark(plate.name, plate.size, names, Text(plate.label.tex, plate.label.size), piece=piece))
+                marks.append(
+                    PlateMark(
+                        plate.name, plate.size, names, Text(plate.label.tex, plate.label.size), piece=piece
+                    )
+                )
                 members.append(run)
     return _Plan(units, order, place_of, segments, bends, marks, members)
 
@@ -238,7 +268,8 @@ def _hung(scene: Scene, rows: Rows, plan: _Plan, right: bool) -> tuple[Rows, _Pl
 def _name_sides(
     scene: Scene, rows: Rows, units: list[Unit], order: list[int], place_of: dict[str, int], right: bool
 ) -> None:
-    """Where names outside their nodes stand: beside a plate on its far side, at a top row's dots above them."""
+    """Where names outside their nodes stand: beside a plate on its far side, at a top row's dots above
+    them."""
     rank = {unit: i for i, unit in enumerate(order)}
     level = {e.source for e in scene.edges if rows.row[e.source] == rows.row[e.target]} - rows.beside
     down = {e.source for e in scene.edges if rows.row[e.source] < rows.row[e.target]}
@@ -250,7 +281,11 @@ def _name_sides(
             low = rank[place_of[name]] < rank[place_of[edge.target]]
             scene.nodes[name].side = ("above" if low else "below") if right else ("left" if low else "right")
     for name, node in scene.nodes.items():
-        if node.kind == "parameter" and name not in rows.beside and not any(e.target == name for e in scene.edges):
+        if (
+            node.kind == "parameter"
+            and name not in rows.beside
+            and not any(e.target == name for e in scene.edges)
+        ):
             node.side = "left" if right else "below" if name in rows.below else "above"
 
 

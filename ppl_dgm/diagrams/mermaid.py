@@ -21,7 +21,8 @@ _CLASS = {"observed": "observed", "parameter": "plain", "input": "plain", "facto
 def mermaid(scene: Scene, orientation: str = "down") -> str:
     """The text of a .mmd file.
 
-    A node of Mermaid lies in one subgraph only: where plates cross, each region that they cut out is a subgraph that names them all.
+    A node of Mermaid lies in one subgraph only: where plates cross, each region that they cut out is a
+    subgraph that names them all.
     """
     identifiers = {name: f"n{i}" for i, name in enumerate(scene.nodes)}
     lines = [f"flowchart {'LR' if orientation == 'right' else 'TD'}"]
@@ -52,7 +53,9 @@ def _path(name: str, plates: Iterable[PlateMark]) -> tuple[str, ...]:
     members = {key: frozenset().union(*(p.members for p in plates if p.name == key)) for key in mine}
     path: list[list[str]] = []
     for key in sorted(mine, key=lambda k: (-len(members[k]), k)):
-        crossed = next((group for group in path if any(not members[key] <= members[other] for other in group)), None)
+        crossed = next(
+            (group for group in path if any(not members[key] <= members[other] for other in group)), None
+        )
         if crossed is None:
             path.append([key])
         else:
@@ -67,8 +70,12 @@ def _region(
     indent = "  " * depth
     for name in regions.get(here, []):
         node = scene.nodes[name]
-        lines.append(indent + identifiers[name] + _SHAPE[node.kind].format('"' + _safe(_plain(node.label.tex)) + '"'))
-    for key in dict.fromkeys(path[: len(here) + 1] for path in regions if len(path) > len(here) and path[: len(here)] == here):
+        lines.append(
+            indent + identifiers[name] + _SHAPE[node.kind].format('"' + _safe(_plain(node.label.tex)) + '"')
+        )
+    for key in dict.fromkeys(
+        path[: len(here) + 1] for path in regions if len(path) > len(here) and path[: len(here)] == here
+    ):
         title = ", ".join(sizes[plate] for plate in key[-1].split("&"))
         number = sum(line.lstrip().startswith("subgraph") for line in lines)
         lines.append(f'{indent}subgraph p{number}["{_safe(title)}"]')

@@ -15,7 +15,8 @@ _BUDGET = 4000  # orders tried, at most
 
 @dataclass
 class Unit:
-    """What has one place in a row: a node, a stack of parameters beside a plate, or a bend of a long edge (no names)."""
+    """What has one place in a row: a node, a stack of parameters beside a plate, or a bend of a long edge
+    (no names)."""
 
     names: tuple[str, ...]
     row: int
@@ -34,7 +35,8 @@ class Segment:
 
 
 class _Box:
-    """Units and boxes that stay next to one another; `orders` are the allowed ones of crossing plates (None: any)."""
+    """Units and boxes that stay next to one another; `orders` are the allowed ones of crossing plates
+    (None: any)."""
 
     def __init__(self, children: list["int | _Box"], orders: list[tuple[int, ...]] | None = None) -> None:
         self.children, self.orders = children, orders
@@ -59,7 +61,8 @@ def _crossing(a: frozenset[int], b: frozenset[int]) -> bool:
 
 
 def _gather(units: list[int], plates: list[frozenset[int]], rows: list[int]) -> _Box:
-    """The boxes of nested plates; plates that cross share a box, whose children are the regions that they cut out."""
+    """The boxes of nested plates; plates that cross share a box, whose children are the regions that they
+    cut out."""
     plates = [p for p in dict.fromkeys(plates) if len(p) > 1 and len(p) < len(units)]
     largest = [p for p in plates if not any(p < q for q in plates)]
     children: list[int | _Box] = []
@@ -83,7 +86,9 @@ def _gather(units: list[int], plates: list[frozenset[int]], rows: list[int]) -> 
     return _Box(children)
 
 
-def _regions(inside: list[int], family: list[frozenset[int]], plates: list[frozenset[int]], rows: list[int]) -> _Box:
+def _regions(
+    inside: list[int], family: list[frozenset[int]], plates: list[frozenset[int]], rows: list[int]
+) -> _Box:
     cells: dict[tuple[bool, ...], list[int]] = defaultdict(list)
     for unit in inside:
         cells[tuple(unit in p for p in family)].append(unit)
@@ -94,7 +99,10 @@ def _regions(inside: list[int], family: list[frozenset[int]], plates: list[froze
 
 
 def _cell_orders(
-    signatures: list[tuple[bool, ...]], regions: list[list[int]], family: list[frozenset[int]], rows: list[int]
+    signatures: list[tuple[bool, ...]],
+    regions: list[list[int]],
+    family: list[frozenset[int]],
+    rows: list[int],
 ) -> list[tuple[int, ...]]:
     """The orders of the regions in which the fewest plates are interrupted."""
     extents = [(min(rows[u] for u in p), max(rows[u] for u in p)) for p in family]
@@ -116,7 +124,8 @@ def _cell_orders(
 
 
 def pieces(units: list[Unit], order: list[int], members: frozenset[int]) -> list[frozenset[int]]:
-    """The runs into which an order cuts a plate: one, unless units that are not in it stand between its own in its rows."""
+    """The runs into which an order cuts a plate: one, unless units that are not in it stand between its own
+    in its rows."""
     rows = [units[u].row for u in members]
     low, high = min(rows), max(rows)
     runs: list[list[int]] = [[]]
@@ -146,13 +155,19 @@ class Ordering:
         for i, unit in enumerate(units):
             for plate in sorted(unit.plates):
                 plates[plate].add(i)
-        self.root = _gather(list(range(len(units))), [frozenset(p) for p in plates.values()], self.rows.tolist())
+        self.root = _gather(
+            list(range(len(units))), [frozenset(p) for p in plates.values()], self.rows.tolist()
+        )
         down, level = [], []
         for s in segments:
             if self.rows[s.source] == self.rows[s.target]:
                 level.append((s.source, s.target, s.weight))
             elif abs(self.rows[s.source] - self.rows[s.target]) == 1:
-                ends = (s.source, s.target) if self.rows[s.source] < self.rows[s.target] else (s.target, s.source)
+                ends = (
+                    (s.source, s.target)
+                    if self.rows[s.source] < self.rows[s.target]
+                    else (s.target, s.source)
+                )
                 down.append((*ends, s.weight))
         self.down, self.level = _table(down), _table(level)
         for source, target, _ in level[::-1]:
@@ -190,7 +205,8 @@ class Ordering:
         return middle
 
     def cost(self, order: list[int]) -> float:
-        """Crossings first, then edges over units of their row, then lengths, then the order of the program."""
+        """Crossings first, then edges over units of their row, then lengths, then the order of the
+        program."""
         self.tried += 1
         x = self.places(order)
         total = 0.0
@@ -245,7 +261,11 @@ class Ordering:
 
     def _sort(self, box: _Box, wanted: dict[int, float]) -> None:
         def key(child: "int | _Box") -> float:
-            return float(np.mean([wanted[u] for u in child.units()])) if isinstance(child, _Box) else wanted[child]
+            return (
+                float(np.mean([wanted[u] for u in child.units()]))
+                if isinstance(child, _Box)
+                else wanted[child]
+            )
 
         for child in box.children:
             if isinstance(child, _Box):
@@ -280,7 +300,9 @@ class Ordering:
             for other in list(box.children):
                 if other is not child and rows & self._rows_of(other):
                     for after in (0, 1):
-                        yield lambda now, child=child, other=other, after=after: _moved(now, child, other, after)
+                        yield lambda now, child=child, other=other, after=after: _moved(
+                            now, child, other, after
+                        )
         yield lambda now: now[::-1]
 
     def _rows_of(self, child: "int | _Box") -> set[int]:

@@ -1,4 +1,5 @@
-"""Edges drawn: straight where the way is free, else a gentle curve round nodes and texts; both ends touch their nodes."""
+"""Edges drawn: straight where the way is free, else a gentle curve round nodes and texts; both ends touch
+their nodes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
@@ -45,9 +46,15 @@ def route(scene: Scene, bends: dict[tuple[str, str], list[tuple[float, float]]])
 
 
 def _best(
-    scene: Scene, edge: EdgeMark, obstacles: "_Obstacles", drawn: "_Drawn", way: Sequence[tuple[float, float]], least: float
+    scene: Scene,
+    edge: EdgeMark,
+    obstacles: "_Obstacles",
+    drawn: "_Drawn",
+    way: Sequence[tuple[float, float]],
+    least: float,
 ) -> Curve:
-    """The cheapest clear curve among arcs, the kept way and the shortest way round; if none is clear, the clearest."""
+    """The cheapest clear curve among arcs, the kept way and the shortest way round; if none is clear, the
+    clearest."""
     source, target = scene.nodes[edge.source], scene.nodes[edge.target]
     start, end = _centre(source), _centre(target)
     length = float(np.hypot(*(end - start))) + 1e-9
@@ -68,7 +75,10 @@ def _best(
             break  # it only gets longer
         for side in (1, -1):
             if bulge >= least:
-                consider(_arc(start, end, side * bulge * length), length * (1 + 3 * bulge**2) + 40 * bulge + (0 if side > 0 else 0.5))
+                consider(
+                    _arc(start, end, side * bulge * length),
+                    length * (1 + 3 * bulge**2) + 40 * bulge + (0 if side > 0 else 0.5),
+                )
     if len(way):
         path = np.array([start, *way, end])
         consider(_smooth(path), _path_length(path) + 5)
@@ -84,7 +94,8 @@ def _best(
     return clipped(min(hopeless, key=lambda pair: pair[0])[1], source, target)
 
 
-# -- what is in the way -------------------------------------------------------------------------------------------------
+# -- what is in the way
+# -------------------------------------------------------------------------------------------------
 
 
 class _Obstacles:
@@ -98,7 +109,9 @@ class _Obstacles:
                 circle_owners.append(node.name)
             else:
                 width, height = node.half
-                boxes.append(_grown((node.x - width, node.y - height, node.x + width, node.y + height), _NODE * 0.6))
+                boxes.append(
+                    _grown((node.x - width, node.y - height, node.x + width, node.y + height), _NODE * 0.6)
+                )
                 box_owners.append(node.name)
             for text in node.texts():
                 if (node.side != "in" or text is node.note) and (node.kind != "input" or text is node.note):
@@ -109,7 +122,10 @@ class _Obstacles:
             box_owners.append("")
         self.circles = np.array(circles).reshape(-1, 3)
         self.boxes = np.array(boxes).reshape(-1, 4)
-        self.circle_owners, self.box_owners = np.array(circle_owners, dtype=object), np.array(box_owners, dtype=object)
+        self.circle_owners, self.box_owners = (
+            np.array(circle_owners, dtype=object),
+            np.array(box_owners, dtype=object),
+        )
 
     def of(self, edge: EdgeMark) -> tuple[np.ndarray, np.ndarray]:
         """The circles [c, 3] and boxes [b, 4] that are not the edge's own ends."""
@@ -146,7 +162,8 @@ class _Drawn:
         self.lines.append((edge, points(edge.curve)))
 
     def cost(self, curve: Curve, edge: EdgeMark) -> float:
-        """25 for each edge that it crosses, 6 for each point that lies on another edge, 15 where their ends come together."""
+        """25 for each edge that it crosses, 6 for each point that lies on another edge, 40 where their
+        heads come together."""
         at = points(curve)
         low, high = at.min(0) - 4, at.max(0) + 4
         total = 0.0
@@ -154,11 +171,15 @@ class _Drawn:
             if (line.max(0) < low).any() or (line.min(0) > high).any():
                 continue
             total += 25.0 * _crossings(at, line)
-            middle = at[len(at) // 5 : -len(at) // 5] if {other.source, other.target} & {edge.source, edge.target} else at
+            middle = (
+                at[len(at) // 5 : -len(at) // 5]
+                if {other.source, other.target} & {edge.source, edge.target}
+                else at
+            )
             near = np.hypot(middle[:, None, 0] - line[:, 0], middle[:, None, 1] - line[:, 1]).min(1) < 3.5
             total += 6.0 * float(near.sum())
             if other.target == edge.target:
-                total += 15.0 * float(np.hypot(*(line[-1] - at[-1])) < 7.0)
+                total += 40.0 * float(np.hypot(*(line[-1] - at[-1])) < 8.0)
         return total
 
 
@@ -174,7 +195,8 @@ def _crossings(a: np.ndarray, b: np.ndarray) -> int:
     return int(((t > 0) & (t < 1) & (u > 0) & (u < 1) & (cross != 0)).sum())
 
 
-# -- curves -------------------------------------------------------------------------------------------------------------
+# -- curves
+# -------------------------------------------------------------------------------------------------------------
 
 
 def points(curve: Curve, steps: int = _STEPS) -> np.ndarray:
@@ -216,7 +238,9 @@ def _smooth(path: np.ndarray) -> Curve:
     tangents[1:-1] = middle / (np.hypot(middle[:, 0], middle[:, 1])[:, None] + 1e-9)
     tangents[0], tangents[-1] = unit[0], unit[-1]
     reach = lengths / 3
-    return np.stack([path[:-1], path[:-1] + tangents[:-1] * reach, path[1:] - tangents[1:] * reach, path[1:]], axis=1)
+    return np.stack(
+        [path[:-1], path[:-1] + tangents[:-1] * reach, path[1:] - tangents[1:] * reach, path[1:]], axis=1
+    )
 
 
 def _rounded(path: np.ndarray, radius: float) -> Curve:
@@ -226,7 +250,10 @@ def _rounded(path: np.ndarray, radius: float) -> Curve:
         into, out = corner - before, after - corner
         cut = min(radius, 0.45 * float(np.hypot(*into)), 0.45 * float(np.hypot(*out)))
         enter, leave = corner - into / np.hypot(*into) * cut, corner + out / np.hypot(*out) * cut
-        parts += [_line(at, enter)[0], np.array([enter, enter + (corner - enter) * 2 / 3, leave + (corner - leave) * 2 / 3, leave])]
+        parts += [
+            _line(at, enter)[0],
+            np.array([enter, enter + (corner - enter) * 2 / 3, leave + (corner - leave) * 2 / 3, leave]),
+        ]
         at = leave
     return np.array([*parts, _line(at, path[-1])[0]])
 
@@ -294,16 +321,21 @@ def shortened(curve: Curve, by: float) -> tuple[Curve, np.ndarray]:
     return kept, (tip - kept[-1, 3]) / by
 
 
-# -- the way round ------------------------------------------------------------------------------------------------------
+# -- the way round
+# ------------------------------------------------------------------------------------------------------
 
 
-def _way_round(start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: EdgeMark) -> np.ndarray | None:
+def _way_round(
+    start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: EdgeMark
+) -> np.ndarray | None:
     """The shortest broken line past the obstacles, by the corners round them (A*). [points, 2] or None."""
     circles, boxes = obstacles.of(edge)
     turns = _TURNS if len(obstacles.circles) > _MANY else 5 * _TURNS
     low, high = np.minimum(start, end) - _NEAR, np.maximum(start, end) + _NEAR
     circles = circles[((circles[:, :2] > low) & (circles[:, :2] < high)).all(1)]
-    boxes = boxes[(boxes[:, 2] > low[0]) & (boxes[:, 0] < high[0]) & (boxes[:, 3] > low[1]) & (boxes[:, 1] < high[1])]
+    boxes = boxes[
+        (boxes[:, 2] > low[0]) & (boxes[:, 0] < high[0]) & (boxes[:, 3] > low[1]) & (boxes[:, 1] < high[1])
+    ]
     stops = np.array([start, end, *_corners(circles, boxes)])
     free = np.array([i < 2 or _clearance(stop[None], circles, boxes) > 0 for i, stop in enumerate(stops)])
     stops = stops[free]
@@ -337,7 +369,12 @@ def _corners(circles: np.ndarray, boxes: np.ndarray) -> Iterator[np.ndarray]:
         for angle in angles:
             yield np.array([x, y]) + (radius * 1.12 + 0.5) * np.array([np.cos(angle), np.sin(angle)])
     for left, bottom, right, top in boxes:
-        for x, y in ((left - 1, bottom - 1), (left - 1, top + 1), (right + 1, bottom - 1), (right + 1, top + 1)):
+        for x, y in (
+            (left - 1, bottom - 1),
+            (left - 1, top + 1),
+            (right + 1, bottom - 1),
+            (right + 1, top + 1),
+        ):
             yield np.array([x, y])
 
 

@@ -1,8 +1,10 @@
-"""Which row each node of a diagram stands in: parents above children, parameters above or beside, chains side by side."""
+"""Which row each node of a diagram stands in: parents above children, parameters above or beside, chains
+side by side."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -34,7 +36,8 @@ class Rows:
 def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
     """Rows by the shortest total length of edges, each pointing down by at least one row.
 
-    Parameters and inputs without parents come last: above the topmost node that they govern where no plate that they
+    Parameters and inputs without parents come last: above the topmost node that they govern where no plate
+    that they
     are not in lies there, beside it otherwise.
     """
     model = [(e.source, e.target) for e in edges if e.kind != "guide"]
@@ -43,11 +46,17 @@ def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
     loose = {
         name
         for name, node in nodes.items()
-        if node.kind in ("parameter", "input") and name not in has_parents and (children[name] or guided[name])
+        if node.kind in ("parameter", "input")
+        and name not in has_parents
+        and (children[name] or guided[name])
     }
     core = [name for name in nodes if name not in loose]
     arrows = [_downward(nodes, u, v) for u, v in model if u in nodes and u not in loose]
-    arrows += [(e.source, e.target) for e in edges if e.kind == "guide" and nodes[e.source].guide_only and e.source not in loose]
+    arrows += [
+        (e.source, e.target)
+        for e in edges
+        if e.kind == "guide" and nodes[e.source].guide_only and e.source not in loose
+    ]
     merged = _series(nodes, arrows, model)
     row = _layers(core, arrows, merged)
     _wrap(row, core, arrows)
@@ -111,8 +120,11 @@ def _extents(nodes: dict[str, NodeMark], row: dict[str, int]) -> tuple[dict[str,
     return first, last
 
 
-def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: list[tuple[str, str]]) -> dict[str, str]:
-    """{node: first node of its series}, for Markov chains such as z_1 -> z_2 -> ... whose states have children of their own,
+def _series(
+    nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: list[tuple[str, str]]
+) -> dict[str, str]:
+    """{node: first node of its series}, for Markov chains such as z_1 -> z_2 -> ... whose states have
+    children of their own,
     or several parents in common.
 
     They run from left to right, as time does in a textbook, if that leaves the rest of the graph downward.
@@ -127,14 +139,16 @@ def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: li
     merged: dict[str, str] = {}
     for members in stems.values():
         chain = [v for v in members if any((u, v) in joined or (v, u) in joined for u in members)]
-        steps = sum((u, v) in joined or (v, u) in joined for u, v in zip(chain, chain[1:]))
+        steps = sum((u, v) in joined or (v, u) in joined for u, v in pairwise(chain))
         with_children = sum(any(child not in members for child in children[name]) for name in chain)
         counts = Counter(parent for name in chain for parent in parents[name] if parent not in members)
         shared = sum(count > 1 for count in counts.values())
         if len(chain) < 2 or steps < len(chain) - 1 or (with_children < 2 and shared < 2):
             continue
         trial = {**merged, **dict.fromkeys(chain, chain[0])}
-        graph = nx.DiGraph((trial.get(u, u), trial.get(v, v)) for u, v in arrows if trial.get(u, u) != trial.get(v, v))
+        graph = nx.DiGraph(
+            (trial.get(u, u), trial.get(v, v)) for u, v in arrows if trial.get(u, u) != trial.get(v, v)
+        )
         if nx.is_directed_acyclic_graph(graph):
             merged = trial
     return merged
@@ -152,7 +166,9 @@ def _layers(core: list[str], arrows: list[tuple[str, str]], merged: dict[str, st
     cost = np.bincount(end, minlength=len(heads)) - np.bincount(start, minlength=len(heads)) + 1e-4
     line = np.arange(len(pairs))
     ones = np.ones(len(pairs))
-    matrix = coo_matrix((np.r_[ones, -ones], (np.r_[line, line], np.r_[start, end])), (len(pairs), len(heads)))
+    matrix = coo_matrix(
+        (np.r_[ones, -ones], (np.r_[line, line], np.r_[start, end])), (len(pairs), len(heads))
+    )
     solved = linprog(cost, A_ub=matrix, b_ub=-ones, bounds=(0, len(heads)), method="highs-ds")
     return {name: round(solved.x[index[merged.get(name, name)]]) for name in core}
 

@@ -16,17 +16,27 @@ _STYLES = r"""  latent/.style={circle, draw, fill=white, inner sep=0pt, minimum 
   guide/.style={edge, dashed},
   link/.style={},
   strong/.style={line width=2pt}"""
-_STYLE = {"latent": "latent", "observed": "obs", "deterministic": "det", "parameter": "param", "factor": "factor", "input": "const"}
+_STYLE = {
+    "latent": "latent",
+    "observed": "obs",
+    "deterministic": "det",
+    "parameter": "param",
+    "factor": "factor",
+    "input": "const",
+}
 _EDGE = {"model": "edge", "guide": "guide", "factor": "link"}
 
 
 def tikz(scene: Scene, standalone: bool = False) -> str:
-    r"""A `tikzpicture` that needs `\usetikzlibrary{arrows.meta}`; `standalone` makes it a document of its own."""
+    r"""A `tikzpicture` that needs `\usetikzlibrary{arrows.meta}`; `standalone` makes it a document of its
+    own."""
     names = {name: f"n{i}" for i, name in enumerate(scene.nodes)}
     lines = [r"\begin{tikzpicture}[x=1pt, y=1pt, line width=0.6pt,", _STYLES + "]"]
     for plate in scene.plates:
         left, bottom, right, top = plate.box
-        lines.append(rf"  \draw[plate] {_at(left, bottom)} rectangle {_at(right, top)}; % plate {_comment(plate.name)}")
+        lines.append(
+            rf"  \draw[plate] {_at(left, bottom)} rectangle {_at(right, top)}; % plate {_comment(plate.name)}"
+        )
         lines.append(_caption(plate.label.x, plate.label.y, plate.label.tex, plate.label.size))
     for name, node in scene.nodes.items():
         lines += _node(node, names[name])
@@ -63,8 +73,14 @@ def _caption(x: float, y: float, tex: str, size: float) -> str:
 def _node(node: NodeMark, identifier: str) -> list[str]:
     style = _STYLE[node.kind] + (", strong" if node.strong else "")
     inside = f"${node.label.tex}$" if node.side == "in" else ""
-    letters = rf", font=\fontsize{{{node.label.size:.0f}}}{{{node.label.size * 1.2:.0f}}}\selectfont" if inside else ""
-    lines = [rf"  \node[{style}{letters}] ({identifier}) at {_at(node.x, node.y)} {{{inside}}}; % {_comment(node.name)}"]
+    letters = (
+        rf", font=\fontsize{{{node.label.size:.0f}}}{{{node.label.size * 1.2:.0f}}}\selectfont"
+        if inside
+        else ""
+    )
+    lines = [
+        rf"  \node[{style}{letters}] ({identifier}) at {_at(node.x, node.y)} {{{inside}}}; % {_comment(node.name)}"
+    ]
     if node.side != "in":
         lines.append(_caption(node.label.x, node.label.y, node.label.tex, node.label.size))
     if node.note:
@@ -85,4 +101,7 @@ def _edge(edge: EdgeMark, names: dict[str, str]) -> str:
 def _is_straight(curve: Curve) -> bool:
     start, one, two, end = curve[0]
     along = end - start
-    return all(abs(float(along[0] * (p - start)[1] - along[1] * (p - start)[0])) < 1e-3 * float(along @ along + 1e-9) for p in (one, two))
+    return all(
+        abs(float(along[0] * (p - start)[1] - along[1] * (p - start)[0])) < 1e-3 * float(along @ along + 1e-9)
+        for p in (one, two)
+    )

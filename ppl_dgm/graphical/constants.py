@@ -3,7 +3,7 @@ tensors.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Parameter:
         return None if self.module or len(self.tensors) != 1 else tuple(self.tensors[0].shape)
 
 
-def parameters(program: Program) -> dict[str, Parameter]:
+def parameters(program: Program, taken: Collection[str] = ()) -> dict[str, Parameter]:
     """{name: node} of everything that can be learned: the program's own parameters by attribute, its direct
     submodules as one node each,
     `pyro.param` values by name, and the networks that a plain function refers to."""
@@ -51,6 +51,7 @@ def parameters(program: Program) -> dict[str, Parameter]:
                 continue
             seen.add(id(tensor))
             name, module = _node(root, path, prefix)
+            name = f"{name} (parameter)" if name in taken else name
             node = found.setdefault(name, Parameter(name, [], module))
             node.tensors.append(tensor)
     return found

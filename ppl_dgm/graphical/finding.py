@@ -36,8 +36,8 @@ def find(program: Any, args: tuple, kwargs: dict, guide: Any) -> dict[str, Any]:
     program = as_program(program, None if guide in (True, False, None) else guide)
     args, symbolic = _arguments(program, args, kwargs)
     with program.running(), evaluating(program):
-        seconds = _try(program, args, kwargs, program.run_model)
-        known = parameters(program)
+        seconds, taken = _try(program, args, kwargs, program.run_model)
+        known = parameters(program, taken)
         seeds = _SEEDS if seconds < _SLOW else _SEEDS[:1]
         runs = [record(program, program.run_model, args, kwargs, known, seed) for seed in seeds]
         finder = _Finder(program, args, kwargs, known, runs)
@@ -81,15 +81,17 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
     ), frozenset()
 
 
-def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> float:
-    """One plain run, which makes `pyro.param` values exist: its seconds, or the sentence that `check` has
-    for what is wrong.
+def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> tuple[float, set[str]]:
+    """One plain run, which makes `pyro.param` values exist: its seconds and its sites.
+
+    Raises:
+        ProgramError: it fails; with the sentence that `check` has for that.
     """
     begin = time.process_time()
     args, kwargs = copied(args, kwargs)
     try:
         with torch.no_grad(), seeded(0):
-            story(*args, **kwargs)
+            trace = poutine.trace(story).get_trace(*args, **kwargs)
     except DgmError:
         raise
     except Exception as error:
@@ -98,7 +100,8 @@ def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> float:
             or f"{program.name!r} cannot run on these arguments: {error}."
         )
         raise ProgramError(sentence) from error
-    return time.process_time() - begin
+    names = {name for name, node in trace.nodes.items() if node["type"] == "sample"}
+    return time.process_time() - begin, names
 
 
 class _Drawing(Messenger):
@@ -287,8 +290,10 @@ class _Finder:
         guide = self.program.run_guide
         try:
             with torch.no_grad(), seeded(0), pyro.validation_enabled(False):
-                guide(*copied(self.args, self.kwargs)[0], **copied(self.args, self.kwargs)[1])
-            self.known = {**parameters(self.program)}
+                args, kwargs = copied(self.args, self.kwargs)
+                drawn = poutine.trace(guide).get_trace(*args, **kwargs).nodes
+            taken = {name for name, node in drawn.items() if node["type"] == "sample"}
+            self.known = parameters(self.program, taken | self.sites.keys())
             run = record(self.program, guide, self.args, self.kwargs, self.known, 0)
         except Exception as error:  # a guide may need observations that the model does without
             return None, [

@@ -12,7 +12,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..randomness import seeded
 from .constants import Parameter, copied, input_leaves
@@ -76,10 +76,15 @@ class _Watching(Messenger):
         computed = msg["value"] if msg["infer"].get("_deterministic") else None
         plates = tuple((frame.name, frame.size) for frame in msg["cond_indep_stack"])
         self.seen[msg["name"]] = _Seen(
-            msg["fn"], list(state(msg["fn"])), (msg["mask"], msg["scale"]), computed, plates
+            msg["fn"], _frozen(msg["fn"]), (msg["mask"], msg["scale"]), computed, plates
         )
         if computed is not None and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+
+
+def _frozen(fn: Any) -> list:
+    """A distribution's state as it is now: parameters (and views of them) are put back after the run."""
+    return [part.detach().clone() if isinstance(part, Tensor) else part for part in state(fn)]
 
 
 class Probe:
@@ -117,6 +122,7 @@ class Probe:
         self.order = {name: i for i, name in enumerate(recording.sites)}
         self.appearing: set[str] = set()
         self.stopped = False
+        self._live = {_place(parameter) for parameter in program.parameters()} - {None}
         self._begin = time.process_time()
         self._deadline = self._begin + _SECONDS
         self.noisy: set[str] = set()
@@ -243,7 +249,7 @@ class Probe:
         """The unchanged run; densities that read parameters anew each time are computed now."""
         self._plain = seen
         for name, site in seen.items():
-            if OPAQUE in site.state or any(isinstance(part, nn.Parameter) for part in site.state):
+            if OPAQUE in site.state or any(_place(part) in self._live for part in state(site.fn)):
                 self._density(name)
         return set()
 
@@ -259,8 +265,7 @@ class Probe:
             return not _close(was.value, now.value)
         if not _same(was.around, now.around):
             return True
-        live = any(isinstance(part, nn.Parameter) for part in now.state)
-        if not live and OPAQUE not in now.state and _same(was.state, now.state):
+        if OPAQUE not in now.state and _same(was.state, now.state):
             return False
         before = self._density(name)
         for point, a in zip(self._points[name], before):
@@ -396,6 +401,13 @@ def _next_value(value: Tensor, site: Any, turn: int) -> Tensor:
     except (AttributeError, NotImplementedError, RuntimeError):
         pass
     return ~value if value.dtype is torch.bool else value + 1
+
+
+def _place(part: Any) -> int | None:
+    """Where a tensor's numbers stand, to tell a view of a parameter."""
+    if not isinstance(part, Tensor) or part.layout is not torch.strided or not part.numel():
+        return None
+    return part.untyped_storage().data_ptr()
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ProgramError
 
@@ -16,7 +16,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
-_NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation; a batch of a single row, which has no spread, is normalised by the running values."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, features]
+        if self.training and len(x) > 1:
+            return super().forward(x)
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+_NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": BatchNorm}
 
 
 def mlp(
@@ -34,8 +47,8 @@ def mlp(
         hidden: sizes of the hidden layers; an empty sequence makes the network one linear layer.
         activation: one of `ACTIVATIONS`.
         dropout: probability of dropping a hidden unit while training; 0 leaves the layer out.
-        norm: "layer", "batch" or None. "batch" couples the examples of a batch while training and cannot be
-            recorded by torch.func transforms in training mode; prefer "layer" where that matters.
+        norm: "layer", "batch" or None. "batch" couples the examples of a batch while training, and the
+            network then takes matrices only.
 
     Returns:
         A module from [..., inputs] to [..., outputs] ([batch, inputs] only under "batch").

@@ -205,6 +205,13 @@ def test_an_autoguide_is_followed() -> None:
     assert not any(s.graph.has_node(node) for node in ("locs", "scales"))
 
 
+def test_parameters_named_like_sites_are_told_apart() -> None:
+    program, *args = CASES["eight_schools"].make()
+    s = structure(program, *args, guide="AutoDelta")
+    assert s.guide_graph is not None
+    assert set(s.guide_graph.edges) == {(f"{name} (parameter)", name) for name in ("mu", "tau", "theta")}
+
+
 def test_a_question_about_a_guide_that_is_not_there_is_refused() -> None:
     with pytest.raises(ProgramError, match="no guide"):
         found("eight_schools").required_inputs("mu")

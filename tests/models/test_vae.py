@@ -194,6 +194,7 @@ def test_mlp(norm: str | None) -> None:
     x = torch.randn(7, 3)
     assert net(x).shape == (7, 2)
     assert torch.equal(net(x), net(x))  # no dropout in evaluation mode
+    assert mlp(3, 2, norm=norm).train()(x[:1]).isfinite().all()  # a last batch of one row
     assert isinstance(mlp(3, 2, hidden=())[0], torch.nn.Linear)
     assert len(mlp(3, 2, hidden=())) == 1
     with pytest.raises(dgm.ProgramError, match="norm"):

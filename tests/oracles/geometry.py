@@ -1,4 +1,5 @@
-"""What must not happen in a drawing: a list of everything that overlaps, sticks out, or misses what it should touch."""
+"""What must not happen in a drawing: a list of everything that overlaps, sticks out, or misses what it
+should touch."""
 
 from itertools import combinations
 from typing import Any
@@ -11,7 +12,8 @@ Box = tuple[float, float, float, float]
 
 
 def faults(scene: Any) -> list[str]:
-    """Sentences on each fault of a scene; none if the drawing is right. Distances in points, computed from the outlines alone."""
+    """Sentences on each fault of a scene; none if the drawing is right. Distances in points, computed from
+    the outlines alone."""
     found: list[str] = []
     nodes = list(scene.nodes.values())
     for a, b in combinations(nodes, 2):
@@ -26,7 +28,7 @@ def faults(scene: Any) -> list[str]:
             found.append(f"{name} touches {other}")
     for name, box, owner in texts:
         for node in nodes:
-            if node is owner and (node.kind == "input" or node.side == "in" and box == node.label.box):
+            if node is owner and (node.kind == "input" or (node.side == "in" and box == node.label.box)):
                 inside = node.kind == "input" or all(
                     np.hypot(x - node.x, y - node.y) < node.radius for x, y in _corners(_shrunk(box, 0.8))
                 )
@@ -105,7 +107,12 @@ def _edge_faults(scene: Any, texts: list) -> list[str]:
 def _along(curve: np.ndarray) -> np.ndarray:
     """Points on cubic Bezier curves, 61 for each."""
     t = np.linspace(0, 1, 61)[:, None]
-    return np.concatenate([(1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d for a, b, c, d in curve])
+    return np.concatenate(
+        [
+            (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
+            for a, b, c, d in curve
+        ]
+    )
 
 
 def _outline_box(node: Any) -> Box:
@@ -143,10 +150,20 @@ def _hits(node: Any, at: np.ndarray, gap: float) -> bool:
 
 
 def _in_box(at: np.ndarray, box: Box, gap: float) -> np.ndarray:
-    return (at[:, 0] > box[0] - gap) & (at[:, 0] < box[2] + gap) & (at[:, 1] > box[1] - gap) & (at[:, 1] < box[3] + gap)
+    return (
+        (at[:, 0] > box[0] - gap)
+        & (at[:, 0] < box[2] + gap)
+        & (at[:, 1] > box[1] - gap)
+        & (at[:, 1] < box[3] + gap)
+    )
 
 
 def _on_border(plate: Box, box: Box, gap: float) -> bool:
     """Whether a box is neither wholly inside nor wholly outside a plate."""
-    inside = plate[0] + gap < box[0] and plate[1] + gap < box[1] and box[2] < plate[2] - gap and box[3] < plate[3] - gap
+    inside = (
+        plate[0] + gap < box[0]
+        and plate[1] + gap < box[1]
+        and box[2] < plate[2] - gap
+        and box[3] < plate[3] - gap
+    )
     return not inside and _gap(plate, box) < gap
