@@ -238,13 +238,13 @@ def _describe(trace: Any, report: Report) -> None:
         kind = "deterministic" if node["infer"].get("_deterministic") else "factor" if _name(fn) == "Unit" else kind
         plates = " ".join(f"{frame.name}[{frame.size}]" for frame in node["cond_indep_stack"])
         shape = f"{tuple(fn.batch_shape)} | {tuple(fn.event_shape)}"
-        support = "" if kind in ("deterministic", "factor") else _safe_words(fn)
+        support = "" if kind in ("deterministic", "factor") else support_in_words(fn)
         report.sites.append(Site(name, kind, "" if kind == "deterministic" else _name(fn), shape, plates, support))
     if not any(site.kind in ("latent", "observed", "factor") for site in report.sites):
         report.problems.append(f"{report.program!r} has no site: write pyro.sample('name', distribution) in its model.")
 
 
-def _safe_words(fn: Any) -> str:
+def support_in_words(fn: Any) -> str:
     try:
         return _words(fn.support)
     except (NotImplementedError, AttributeError):

@@ -126,8 +126,8 @@ class Placement:
             )
             plate.box = tuple(map(float, box))  # type: ignore[assignment]
             set_plate_label(plate)
-        places = [(float(across[i]), float(along[unit.row])) for i, unit in enumerate(self.units)]
-        return {i: (s, -a) if self.right else (a, -s) for i, (a, s) in enumerate(places)}
+        middles = [(float(across[i]), float(along[unit.row])) for i, unit in enumerate(self.units)]
+        return {i: (s, -a) if self.right else (a, -s) for i, (a, s) in enumerate(middles)}
 
     def _levels(self, edge_rows: list[int]) -> list[int]:
         """How many borders a plate's border must keep clear of in its row: those of plates inside it and

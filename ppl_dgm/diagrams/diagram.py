@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _highlight(scene: Scene, highlight: Any) -> None:
     if isinstance(highlight, (set, frozenset)):
         joined = {(a, b) for a in names for b in names}
     else:
-        joined = {pair for a, b in zip(names, names[1:]) for pair in ((a, b), (b, a))}
+        joined = {pair for a, b in pairwise(names) for pair in ((a, b), (b, a))}
     for edge in scene.edges:
         edge.strong = edge.kind != "guide" and (edge.source, edge.target) in joined
     scene.dimmed = bool(names)

@@ -26,14 +26,13 @@ def dot(scene: Scene) -> str:
         '  node [fontname="Times-Italic", fontsize=12, pin=true];',
         "  edge [arrowsize=0.7];",
     ]
-    for i, plate in enumerate(scene.plates):
+    for plate in scene.plates:
         left, bottom, right, top = plate.box
         size = f"width={(right - left) / 72:.3f}, height={(top - bottom) / 72:.3f}, fixedsize=true"
         label = f'label={_quoted(_plain(plate.label.tex))}, labelloc=b, fontname="Times-Roman", fontsize=10'
         middle = f'pos="{(left + right) / 2:.1f},{(bottom + top) / 2:.1f}!"'
-        lines.append(
-            f"  {_quoted(f'plate {plate.name}' + (f' {plate.piece + 1}' if plate.piece else ''))} [shape=box, style=rounded, {size}, {label}, {middle}];"
-        )
+        name = _quoted(f"plate {plate.name}" + (f" {plate.piece + 1}" if plate.piece else ""))
+        lines.append(f"  {name} [shape=box, style=rounded, {size}, {label}, {middle}];")
     lines += [f"  {_quoted(name)} [{_attributes(node)}];" for name, node in scene.nodes.items()]
     for edge in scene.edges:
         style = {"guide": " [style=dashed, constraint=false]", "factor": " [arrowhead=none]"}.get(

@@ -128,7 +128,7 @@ def _node(axes: Axes, node: NodeMark, scale: float, dimmed: bool) -> None:
 
 def _text(axes: Axes, text: Text) -> None:
     outline = line(text.tex).outline
-    placed = Outline(outline.vertices * text.size + (text.x, text.y), outline.codes)
+    placed = Outline(np.asarray(outline.vertices) * text.size + np.array([text.x, text.y]), outline.codes)
     axes.add_artist(PathPatch(placed, fc="black", ec="none", lw=0, zorder=4, gid="text"))
 
 

@@ -45,7 +45,7 @@ def line(tex: str) -> Line:
     if not parts:
         return Line(Path(np.zeros((0, 2))), x, 0.0, 0.0)
     outline = Path.make_compound_path(*parts)
-    shapes = np.concatenate([part.vertices[part.codes != Path.CLOSEPOLY] for part in parts])
+    shapes = np.concatenate([np.asarray(part.vertices)[part.codes != Path.CLOSEPOLY] for part in parts])
     return Line(outline, x, max(float(shapes[:, 1].max()), 0.0), max(-float(shapes[:, 1].min()), 0.0))
 
 
@@ -62,7 +62,7 @@ def _set(tex: str, size: float, y: float) -> tuple[list[Path], float]:
     for found in _ATOM.finditer(tex):
         if found["below"] is not None:
             inner, width = _set(found["below"], size * _SCRIPT, y - _DROP * size)
-            parts += [Path(p.vertices + (x, 0), p.codes) for p in inner]
+            parts += [Path(np.asarray(p.vertices) + np.array([x, 0.0]), p.codes) for p in inner]
             x += width + 0.03 * size
             continue
         symbol = found["symbol"]
@@ -73,8 +73,8 @@ def _set(tex: str, size: float, y: float) -> tuple[list[Path], float]:
         after = 0.167 * size if symbol == "," and size == 1.0 else 0.0
         outline, width = _roman(found["roman"]) if symbol is None else _symbol(symbol.strip())
         x += wide * size
-        if len(outline.vertices):
-            parts.append(Path(outline.vertices * size + (x, y), outline.codes))
+        if len(np.asarray(outline.vertices)):
+            parts.append(Path(np.asarray(outline.vertices) * size + np.array([x, y]), outline.codes))
         x += (width + wide) * size + after
     return parts, x
 
@@ -84,7 +84,12 @@ def _roman(word: str) -> tuple[Path, float]:
     """A word set upright."""
     if word.isascii() and word.isalnum():
         return _outline(word, False)
-    return _outline(rf"$\mathrm{{{word}}}$", True)
+    try:
+        return _outline(rf"$\mathrm{{{word}}}$", True)
+    except ValueError:  # matplotlib knows fewer signs than LaTeX
+        return _outline(
+            re.sub(r"\\(?:backslash )?", "", word), False, FontProperties(family="DejaVu Serif", size=_EM)
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -92,9 +97,9 @@ def _symbol(tex: str) -> tuple[Path, float]:
     return _outline(f"${tex}$", True)
 
 
-def _outline(text: str, math: bool) -> tuple[Path, float]:
-    vertices, codes = text_to_path.get_text_path(_FONT, text, ismath=math)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, _FONT, ismath=math)
+def _outline(text: str, math: bool, font: FontProperties = _FONT) -> tuple[Path, float]:
+    vertices, codes = text_to_path.get_text_path(font, text, ismath=math)  # type: ignore[arg-type]
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=math)  # type: ignore[arg-type]
     return Path(
         np.asarray(vertices, dtype=float).reshape(-1, 2) / _EM, np.asarray(codes, dtype=Path.code_type)
     ), float(width) / _EM

@@ -50,7 +50,10 @@ def read(
     for order, (name, data, guide_only) in enumerate(everything):
         nodes[name] = _node(name, data, order, guide_only)
         if distributions:
-            parents = [p for p in (recognition if guide_only else graph).predecessors(name)]
+            parents = [
+                p
+                for p in (recognition if guide_only and recognition is not None else graph).predecessors(name)
+            ]
             if not parents and name in (constants or {}):
                 data = {**data, "dist": (constants or {})[name]}
             _annotate(nodes[name], data, parents, letters)
@@ -62,7 +65,7 @@ def read(
         edges += [EdgeMark(u, v, "guide") for u, v in recognition.edges if u in nodes and v in nodes]
     edges = [edge for edge in edges if edge.source != edge.target]
     plates = []
-    unsized = getattr(structure, "symbolic", frozenset())
+    unsized: frozenset[str] = getattr(structure, "symbolic", frozenset())
     for name, number in structure.plates.items():
         size = None if name in unsized else number
         members = frozenset(n for n, node in nodes.items() if name in node.plates)
@@ -151,7 +154,8 @@ def layout(
 def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str, int]]:
     """One unit for each node of the rows; the parameters that stand beside them are stacked, those of one
     child together."""
-    children, guided = defaultdict(set), defaultdict(set)
+    children: dict[str, set[str]] = defaultdict(set)
+    guided: dict[str, set[str]] = defaultdict(set)
     for edge in scene.edges:
         (guided if edge.kind == "guide" else children)[edge.source].add(edge.target)
     stacks: dict[tuple, list[str]] = defaultdict(list)
@@ -233,7 +237,8 @@ def _plan(scene: Scene, rows: Rows, right: bool) -> _Plan:
     units, place_of = _units(scene, rows, right)
     segments, bends = _segments(scene, rows, units, place_of)
     order = Ordering(units, segments).best()
-    marks, members = [], []
+    marks: list[PlateMark] = []
+    members: list[frozenset[int]] = []
     for plate in scene.plates:
         inside = frozenset(i for i, unit in enumerate(units) if plate.name in unit.plates)
         for run in pieces(units, order, inside):

@@ -342,7 +342,7 @@ def _way_round(
     best = {0: 0.0}
     parent: dict[int, int] = {}
     queue = [(float(np.hypot(*(end - start))), 0)]
-    done = set()
+    done: set[int] = set()
     while queue and len(done) < turns:
         _, here = heappop(queue)
         if here == 1:

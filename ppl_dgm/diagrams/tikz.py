@@ -66,18 +66,18 @@ def _comment(name: str) -> str:
     return " ".join(name.split())
 
 
+def _letters(size: float) -> str:
+    return rf"font=\fontsize{{{size:.0f}}}{{{size * 1.2:.0f}}}\selectfont"
+
+
 def _caption(x: float, y: float, tex: str, size: float) -> str:
-    return rf"  \node[caption, font=\fontsize{{{size:.0f}}}{{{size * 1.2:.0f}}}\selectfont] at {_at(x, y)} {{${tex}$}};"
+    return rf"  \node[caption, {_letters(size)}] at {_at(x, y)} {{${tex}$}};"
 
 
 def _node(node: NodeMark, identifier: str) -> list[str]:
     style = _STYLE[node.kind] + (", strong" if node.strong else "")
     inside = f"${node.label.tex}$" if node.side == "in" else ""
-    letters = (
-        rf", font=\fontsize{{{node.label.size:.0f}}}{{{node.label.size * 1.2:.0f}}}\selectfont"
-        if inside
-        else ""
-    )
+    letters = ", " + _letters(node.label.size) if inside else ""
     lines = [
         rf"  \node[{style}{letters}] ({identifier}) at {_at(node.x, node.y)} {{{inside}}}; % {_comment(node.name)}"
     ]

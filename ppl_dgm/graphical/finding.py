@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..checking import _safe_words as support_in_words
+from ..checking import support_in_words
 from ..checking import explain
 from ..data import check_observations
 from ..errors import DgmError, ProgramError

@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation; a batch of a single row, which has no spread, is normalised by the running values."""
+    """Batch normalisation; a batch of one row, which has no spread, is normalised by the running values."""
 
     def forward(self, x: Tensor) -> Tensor:  # [batch, features]
         if self.training and len(x) > 1:

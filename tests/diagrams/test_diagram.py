@@ -221,7 +221,7 @@ def test_awkward_names_are_escaped(tmp_path: Path) -> None:
     drawn = diagram(odd)
     assert faults(drawn.scene) == []
     assert ElementTree.parse(drawn.save(tmp_path / "x.svg")).getroot() is not None
-    assert r'"c\"d"' in drawn.dot() and "#quot;" in drawn.mermaid() and r"\%" in drawn.tikz()
+    assert r'"c\"d"' in drawn.dot() and "#amp;" in drawn.mermaid() and r"\%" in drawn.tikz()
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
