@@ -1,11 +1,12 @@
 """NUTS: the No-U-Turn sampler, iterative and for many chains at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point, gain, kinetic, trajectory
+from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point, kinetic, trajectory
 from ppl_dgm.inference.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
@@ -54,39 +55,38 @@ def checkpoints(leaf: int) -> tuple[int, int]:
 
 @dataclass
 class _Subtree:
-    """What one doubling adds to the trees.
+    """What one doubling adds to the trees; momenta are signed by the direction.
 
     Attributes:
-        end, r_end: the outermost point, and the momentum there (signed by the direction).
+        end: the outermost point.
+        r_first, r_last: the momenta next to the old tree and at `end`.
+        momentum: the sum of all momenta, [chain, d].
         proposal: a point of it, drawn in proportion to exp(-energy).
         log_weight: log of the sum of exp(energy lost) over its points, [chain].
-        momentum: the sum of momenta (signed), [chain, d].
         whole: whether it was completed without a U-turn within it and without a divergence, [chain].
+        acceptance: the sum of acceptance probabilities of its points, [chain].
+        steps: how many points it has, [chain].
+        diverged: whether it ended in a divergence, [chain].
     """
 
     end: Point
-    r_end: Tensor
+    r_first: Tensor
+    r_last: Tensor
+    momentum: Tensor
     proposal: Point
     log_weight: Tensor
-    momentum: Tensor
     whole: Tensor
-
-
-@dataclass
-class _Tally:
-    """Counts over the trees of one draw, [chain] each."""
-
     acceptance: Tensor
     steps: Tensor
-    diverging: Tensor
+    diverged: Tensor
 
 
 class Trees(Kernel):
     """One draw of every chain from its own trajectory.
 
     All chains double at the same time, so that depth and leaf number are plain integers; a chain whose trajectory
-    has ended is masked until the last one has. `uniform` and `directions` draw the random numbers; a test
-    can replace them.
+    has ended is masked until the last one has. The three methods that draw random numbers can be replaced by
+    a test.
     """
 
     name = "NUTS"
@@ -94,57 +94,60 @@ class Trees(Kernel):
     def __init__(self, max_depth: int) -> None:
         self.max_depth = max_depth
 
-    def uniform(self, like: Tensor) -> Tensor:
-        """Uniform random numbers, [chain]."""
-        return torch.rand_like(like)
+    def momenta(self, like: Tensor) -> Tensor:
+        """Standard normal momenta, [chain, d]."""
+        return torch.randn_like(like)
 
     def directions(self, like: Tensor) -> Tensor:
         """Forwards or backwards with equal probability, [chain], True or False."""
         return torch.rand_like(like) < 0.5
 
-    def momenta(self, like: Tensor) -> Tensor:
-        """Standard normal momenta, [chain, d]."""
-        return torch.randn_like(like)
+    def log_uniforms(self, count: int, like: Tensor) -> Tensor:
+        """Logarithms of uniform random numbers, [count, chain]."""
+        return torch.rand(count, len(like), dtype=like.dtype, device=like.device).log()
 
     def step(
         self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool
     ) -> Drawn:
         r = self.momenta(point.z)
         energy = kinetic(r) - point.value
-        zero = torch.zeros_like(point.value)
-        tally = _Tally(zero, zero, torch.zeros_like(zero, dtype=torch.bool))
-        ends, r_ends = [point, point], [r, r]  # backwards, forwards
-        proposal, log_weight, momentum = point, zero, r
-        going = torch.ones_like(tally.diverging)
-        depth = zero
+        zero = torch.zeros_like(energy)
+        acceptance, steps, depth, log_weight = zero, zero, zero, zero
+        going = torch.ones_like(energy, dtype=torch.bool)
+        diverging = ~going
+        ends, r_ends = (point, point), (r, r)  # backwards, forwards
+        proposal, momentum = point, r
         for level in range(self.max_depth):
             forwards = self.directions(zero)
-            sign = torch.where(forwards, 1.0, -1.0).to(r.dtype)[:, None]
+            sign = (2 * forwards - 1).to(r.dtype)[:, None]
             start = ends[0].moved(ends[1], forwards)
-            signed = torch.where(forwards[:, None], r_ends[1], -r_ends[0])
-            tree = self.subtree(density, metric, start, signed, step, 2**level, -energy, going, tally)
-            depth = depth + going
-            whole = tree.whole
-            taken = whole & (self.uniform(zero).log() < tree.log_weight - log_weight)
+            near = torch.where(forwards[:, None], r_ends[1], r_ends[0])
+            tree = self.subtree(density, metric, start, sign * near, step, 2**level, -energy, going)
+            acceptance, steps, depth = acceptance + tree.acceptance, steps + tree.steps, depth + going
+            diverging = diverging | tree.diverged
+            taken = tree.whole & (self.log_uniforms(1, zero)[0] < tree.log_weight - log_weight)
             proposal = proposal.moved(tree.proposal, taken)
             if level + 1 == self.max_depth:
                 break
-            log_weight = torch.where(whole, torch.logaddexp(log_weight, tree.log_weight), log_weight)
-            momentum = torch.where(whole[:, None], momentum + sign * tree.momentum, momentum)
-            for side, grown in ((0, whole & ~forwards), (1, whole & forwards)):
-                ends[side] = ends[side].moved(tree.end, grown)
-                r_ends[side] = torch.where(grown[:, None], sign * tree.r_end, r_ends[side])
-            going = whole & ~turning(r_ends[0], r_ends[1], momentum)
+            log_weight = torch.logaddexp(log_weight, tree.log_weight)  # those of broken trees have done
+            first, last, added = sign * tree.r_first, sign * tree.r_last, sign * tree.momentum
+            far = torch.where(forwards[:, None], r_ends[0], r_ends[1])
+            total = momentum + added
+            turned = _any_turning([(far, last, total), (far, first, momentum + first), (near, last, added + near)])
+            going = tree.whole & ~turned
             if not bool(going.any()):
                 break
+            momentum = total
+            ends = (tree.end.moved(ends[0], forwards), ends[1].moved(tree.end, forwards))
+            r_ends = (torch.where(forwards[:, None], r_ends[0], last), torch.where(forwards[:, None], last, r_ends[1]))
         stats = {
-            "diverging": tally.diverging,
+            "diverging": diverging,
             "energy": energy,
-            "n_steps": tally.steps,
-            "tree_depth": depth,
+            "n_steps": steps.int(),
+            "tree_depth": depth.int(),
             "reached_max_treedepth": depth >= self.max_depth,
         }
-        return Drawn(proposal, tally.acceptance / tally.steps, stats)
+        return Drawn(proposal, acceptance / steps, stats)
 
     def subtree(
         self,
@@ -156,46 +159,125 @@ class Trees(Kernel):
         leaves: int,
         reference: Tensor,
         going: Tensor,
-        tally: _Tally,
     ) -> _Subtree:
         """So many leapfrog steps on from (point, r), until every chain that is `going` has turned or diverged.
 
         Arguments:
             reference: minus the energy that weights are relative to, [chain].
         """
-        proposal, whole = point, going
-        log_weight = torch.full_like(point.value, -torch.inf)
-        momentum = torch.zeros_like(r)
-        count = max(leaves.bit_length() - 1, 1)
-        firsts = [r] * count
-        sums = [r] * count
+        draws = self.log_uniforms(leaves, reference) if leaves > 1 else reference
+        passed = _Passed(leaves)
+        proposal, whole, momentum = point, going, torch.zeros_like(r)
+        log_weight, r_first = torch.full_like(reference, -torch.inf), r
+        gains, masks = [], []
         for leaf in range(leaves):
             point, r = trajectory(density, metric, point, r, step, 1)
-            lost = torch.nan_to_num(point.value - kinetic(r) - reference, nan=-torch.inf, posinf=-torch.inf)
-            tally.acceptance = tally.acceptance + torch.where(whole, lost.clamp(max=0.0).exp(), 0.0)
-            tally.steps = tally.steps + whole
-            sound = lost >= -DIVERGED
-            tally.diverging = tally.diverging | (whole & ~sound)
-            whole = whole & sound
+            lost = point.value - kinetic(r) - reference
+            lost = torch.where(whole & (lost < torch.inf), lost, -torch.inf)  # also where it is not a number
+            gains.append(lost)
+            masks.append(whole)
             momentum = momentum + r
-            log_weight = torch.logaddexp(log_weight, lost)
-            taken = whole if leaf == 0 else whole & (self.uniform(lost).log() < lost - log_weight)
-            proposal = proposal.moved(point, taken)
-            first, last = checkpoints(leaf)
-            if leaf % 2 == 0:
-                firsts[last], sums[last] = r, momentum
+            whole = whole & (lost >= -DIVERGED)
+            if leaf == 0:
+                proposal, log_weight, r_first = point, lost, r
             else:
-                for i in range(last, first - 1, -1):
-                    whole = whole & ~turning(firsts[i], r, momentum - sums[i] + firsts[i])
-            if (leaf % 4 == 3 or leaf == 0) and leaf + 1 < leaves and not bool(whole.any()):
+                log_weight = torch.logaddexp(log_weight, lost)
+                proposal = proposal.moved(point, draws[leaf] < lost - log_weight)
+            spans = passed.spans(leaf, r, momentum)
+            if spans:
+                whole = whole & ~_any_turning(spans)
+            if leaf + 1 < leaves and not bool(whole.any()):
                 break
-        return _Subtree(point, r, proposal, log_weight, momentum, whole)
+        gain, alive = torch.stack(gains), torch.stack(masks)
+        return _Subtree(
+            end=point,
+            r_first=r_first,
+            r_last=r,
+            momentum=momentum,
+            proposal=proposal,
+            log_weight=log_weight,
+            whole=whole,
+            acceptance=gain.clamp(max=0.0).exp().sum(0),
+            steps=alive.sum(0),
+            diverged=(alive & (gain < -DIVERGED)).any(0),
+        )
+
+
+class _Passed:
+    """The few momenta of a subtree that its later leaves are compared with."""
+
+    def __init__(self, leaves: int) -> None:
+        places = max(leaves.bit_length() - 1, 1)
+        self.firsts: list[Any] = [None] * places  # momenta of first leaves, and the sums there
+        self.lasts: list[Any] = [None] * places  # of the last leaves of left halves
+
+    def spans(self, leaf: int, r: Tensor, total: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The stretches that end with this leaf, each as (first momentum, last momentum, sum of momenta).
+
+        A balanced subtree has three: all of it, its left half with the first leaf of the right, and its right
+        half with the last leaf of the left. Without the latter two, a trajectory whose halves are just short of
+        half a turn is not seen to turn, and runs in circles.
+        """
+        low, high = checkpoints(leaf)
+        if leaf % 2 == 0:
+            self.firsts[high] = (r, total)
+            return []
+        found = []
+        for place in range(high, low - 1, -1):
+            first, at_first = self.firsts[place]
+            found.append((first, r, total - at_first + first))
+            if place < high:  # of two leaves, the halves are the ends
+                middle, at_middle = self.lasts[place]
+                after, _ = self.firsts[place + 1]
+                found.append((first, after, at_middle - at_first + first + after))
+                found.append((middle, r, total - at_middle + middle))
+        self.lasts[low] = (r, total)
+        return found
+
+
+def _any_turning(spans: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Whether any of these stretches has turned, [chain]."""
+    if len(spans) == 1:
+        return turning(*spans[0])
+    first, last, total = (torch.stack(column) for column in zip(*spans, strict=True))
+    return turning(first, last, total).any(0)
 
 
 @algorithm("nuts")
 @dataclass(frozen=True)
 class NUTS(HamiltonianSampler):
-    """The No-U-Turn sampler."""
+    """The No-U-Turn sampler: trajectories that double until they turn back, many chains at once, without recursion.
+
+    A draw is taken from the whole trajectory in proportion to its density (multinomial within a subtree, biased to the
+    new one between). The U-turn criterion is the generalised one, across the subtrees too. All chains wait for the
+    deepest tree of a step, so that for many chains `ChEES` does the same for less.
+
+    Arguments:
+        chains: chains that run at once.
+        warmup: steps that learn step size and metric, thrown away.
+        draws: draws kept of each chain.
+        target_accept: mean acceptance over a trajectory that the step size is adapted to; nearer to 1 means smaller
+            steps and fewer divergences.
+        metric: "dense", "diagonal", or "auto": dense up to 512 coordinates.
+        step_size: fixes the step size instead of learning it.
+        max_depth: a trajectory takes at most 2^max_depth - 1 steps.
+        backend, dtype, checkpoint: see `HMC`.
+
+    Returns, in `Posterior.stats`, for each draw: `lp` (log density in the unconstrained space), `energy` (Hamiltonian
+    after the momentum was drawn), `acceptance_rate` (mean over the trajectory), `diverging` (energy error above
+    1000), `n_steps` (leapfrog steps), `tree_depth`, `reached_max_treedepth`, `step_size`.
+
+    Source: Hoffman and Gelman (2014); Betancourt (2017); iterative form: Phan, Pradhan and Jankowiak (2019).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> import ppl_dgm as dgm
+        >>> def coin(heads):
+        ...     p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        ...     pyro.sample("heads", dist.Binomial(10, p), obs=heads)
+        >>> dgm.infer(coin, torch.tensor(7.0), method=NUTS(warmup=50, draws=50), seed=0).draws["p"].shape
+        torch.Size([4, 50])
+    """
 
     max_depth: int = 10
 

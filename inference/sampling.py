@@ -2,8 +2,6 @@
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +139,7 @@ class HamiltonianSampler:
         )
         how = f"{run.kernel.name}, {self.chains} chain{'s' if self.chains > 1 else ''} of {self.warmup} + {self.draws}"
         if density.summed:
-            how += f"; {', '.join(map(repr, density.summed))} summed out, so without draws"
+            how += f"; {_listed(density.summed)} summed out, so without draws"
         moved = run.warmup.relocated
         if moved:
             how += f"; {moved} time{'s' if moved > 1 else ''} in warm-up a chain was moved from where the density is negligible"
@@ -169,7 +167,7 @@ class HamiltonianSampler:
             run = self._begin(density, initial)
             saved, counted = time.perf_counter(), getattr(density, "gradients", 0) - run.gradients
             total = self.warmup + self.draws
-            with _progress(run.kernel.name, total, run.t) as report:
+            with progress(run.kernel.name, total, run.t) as report:
                 while run.t < total:
                     self._advance(density, run, report)
                     run.gradients = getattr(density, "gradients", 0) - counted
@@ -248,6 +246,11 @@ def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:
     return table
 
 
+def _listed(names: list[str]) -> str:
+    rest = len(names) - 3
+    return ", ".join(map(repr, names[:3])) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -265,9 +268,3 @@ def _check_rounding(point: Point) -> None:
 
 def _recording_seconds(density: Any) -> float:
     return float(sum(recorder.seconds for recorder in getattr(density, "_graphs", {}).values()))
-
-
-@contextmanager
-def _progress(label: str, total: int, done: int) -> Iterator[Any]:
-    with progress(label, total, done) as report:
-        yield report

@@ -39,7 +39,8 @@ class SVI(GradientLearner):
 
     Arguments:
         elbo: "trace" (any guide; without one the latent sites, if discrete, are summed out), "mean_field" (analytic KL; the guide must factorise like the model), "enum" (discrete sites summed out),
-            "graph" (Rao-Blackwellised score function), "renyi" (importance weighted, `particles` draws), or any `pyro.infer.ELBO` object.
+            "graph" (Rao-Blackwellised score function), "renyi" (Pyro's importance-weighted bound of `particles` draws, which weights
+            draws of the whole batch, not of each example), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
         kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
         guide: the name of one of Pyro's autoguides, for a program without a guide ("AutoNormal" unless given).
@@ -96,17 +97,7 @@ class SVI(GradientLearner):
     def gradients(self, program: Program, objective: Any, parameters: Sequence[Tensor]) -> Callable[..., tuple]:
         if hasattr(objective.elbo, "differentiable_loss"):
             return super().gradients(program, objective, parameters)
-
-        def loss_and_gradients(*batch: Tensor) -> tuple:  # some of Pyro's objectives call backward themselves
-            for parameter in parameters:
-                parameter.grad = None
-            loss = objective.elbo.loss_and_grads(objective.model, objective.guide, *batch)
-            gradients = [parameter.grad for parameter in parameters]
-            for parameter in parameters:
-                parameter.grad = None
-            return (torch.as_tensor(loss).detach(), *gradients)
-
-        return loss_and_gradients
+        return lambda *batch: objective.gradients(parameters, *batch)
 
 
 class _NegativeELBO:
@@ -118,14 +109,15 @@ class _NegativeELBO:
         self.live = [] if self.weight is None else [self.weight]
         name = "enum" if options.elbo == "trace" and not program.has_guide else options.elbo  # without a guide all is summed out
         self.elbo: Any = name if isinstance(name, ELBO) else _elbo(name, options.particles)
+        self.joint = isinstance(self.elbo, RenyiELBO)  # its average is of weights, so that log densities must not be scaled inside it
         story = config_enumerate(program.run_model, "parallel") if isinstance(self.elbo, TraceEnum_ELBO) else program.run_model
         self.model = self._scaled(story, total)
         self.guide = self._scaled(program.run_guide, total) if program.has_guide else _empty_guide
 
     def _scaled(self, story: Callable, total: int) -> Callable:
         def run(*batch: Any) -> Any:
-            rows = len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else 1
-            with _PerExample(rows, total, self.weight):
+            rows = _rows(batch)
+            with _PerExample(rows, total, self.weight, self.joint):
                 return story(*batch)
 
         return run
@@ -138,25 +130,42 @@ class _NegativeELBO:
         return self.elbo.differentiable_loss(self.model, self.guide, *batch)
 
     def value(self, *batch: Any) -> float:
-        return self.elbo.loss(self.model, self.guide, *batch)
+        return self.elbo.loss(self.model, self.guide, *batch) / (_rows(batch) if self.joint else 1)
+
+    def gradients(self, parameters: Sequence[Tensor], *batch: Any) -> tuple:
+        """Loss and gradients of those of Pyro's objectives that call backward themselves."""
+        for parameter in parameters:
+            parameter.grad = None
+        loss = torch.as_tensor(self.elbo.loss_and_grads(self.model, self.guide, *batch)).detach()
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        if self.joint:
+            loss, gradients = loss / _rows(batch), [None if g is None else g / _rows(batch) for g in gradients]
+        return (loss, *gradients)
 
 
 class _PerExample(Messenger):
     """Scales log densities so that their sum estimates the data set's per-example average.
 
     A site inside the plate `data` counts 1 / rows of the batch; a global site 1 / rows of the data set. Latent sites count `weight` times.
+    `joint` leaves the division by the batch's rows to the caller.
     """
 
-    def __init__(self, rows: int, total: int, weight: Tensor | None) -> None:
+    def __init__(self, rows: int, total: int, weight: Tensor | None, joint: bool) -> None:
         super().__init__()
-        self.rows, self.total, self.weight = rows, total, weight
+        self.rows, self.total, self.weight, self.unit = rows, total, weight, rows if joint else 1
 
     def _pyro_sample(self, msg: Any) -> None:
         data = next((frame for frame in msg["cond_indep_stack"] if frame.name == "data"), None)
         own_subsampling = data is not None and data.size != self.rows  # the program draws its own minibatches and rescales them itself
-        msg["scale"] = msg["scale"] * (1.0 / (self.rows if data is not None and not own_subsampling else self.total))
+        msg["scale"] = msg["scale"] * (self.unit / (self.rows if data is not None and not own_subsampling else self.total))
         if self.weight is not None and not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.weight
+
+
+def _rows(batch: tuple) -> int:
+    return len(batch[0]) if batch and isinstance(batch[0], Tensor) and batch[0].dim() else 1
 
 
 def _elbo(name: str, particles: int) -> ELBO:

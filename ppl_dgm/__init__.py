@@ -21,6 +21,7 @@ _NAMES = {
     "Denoising": "inference.denoising", "Exact": "inference.exact", "ELBO": "inference.elbo",
     "ImportanceWeighted": "inference.importance", "Importance": "inference.importance",
     "SimpleMonteCarlo": "inference.importance", "Amortised": "inference.amortised",
+    "HMC": "inference.hmc", "NUTS": "inference.nuts", "ChEES": "inference.chees",
     "PyroNUTS": "inference.pyro_mcmc", "PyroHMC": "inference.pyro_mcmc",
 }  # fmt: skip
 _MODULES = ("data", "distributions", "evaluate", "inference", "models", "nn", "plots")

@@ -1,6 +1,7 @@
 """Program: a generative model, its guide and its parameters, as one object."""
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -211,7 +212,9 @@ class Program(PyroModule):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run model and guide with this program's own parameters; nothing reaches Pyro's global parameter store."""
-        with pyro.get_param_store().scope(), _OwnParameters(self):
+        with pyro.get_param_store().scope(), _OwnParameters(self), warnings.catch_warnings():
+            # a frozen parameter is no mistake here: programs do not live in the store
+            warnings.filterwarnings("ignore", message=".*not registered in the param store because requires_grad=False")
             yield
 
     def run_model(self, *args: Any, **kwargs: Any) -> Any:

@@ -24,6 +24,9 @@ _BUILT_IN = {
     "importance": "ppl_dgm.inference.importance:Importance",
     "amortised": "ppl_dgm.inference.amortised:Amortised",
     "simple-monte-carlo": "ppl_dgm.inference.importance:SimpleMonteCarlo",
+    "hmc": "ppl_dgm.inference.hmc:HMC",
+    "nuts": "ppl_dgm.inference.nuts:NUTS",
+    "chees": "ppl_dgm.inference.chees:ChEES",
     "pyro-nuts": "ppl_dgm.inference.pyro_mcmc:PyroNUTS",
     "pyro-hmc": "ppl_dgm.inference.pyro_mcmc:PyroHMC",
 }

@@ -1,5 +1,6 @@
 """sample, score, infer, learn: the four verbs. Each prepares its arguments and hands over to an algorithm."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,8 +126,14 @@ def infer(
     program = _placed(as_program(program, guide), device)
     args = _observations(program, args)
     with seeded(seed), program.running(), evaluating(program), _explained(program, args, kwargs):
-        method = method or program.default_method("infer") or _inference(program, args, kwargs)
-        result = resolve(method).run(program, *args, **kwargs)
+        chosen = method or program.default_method("infer") or _inference(program, args, kwargs)
+        try:
+            result = resolve(chosen).run(program, *args, **kwargs)
+        except (ProgramError, TaskUnavailable) as error:
+            if method is not None or chosen != "nuts":
+                raise
+            warnings.warn(f"Pyro's own sampler runs instead (method='pyro-nuts', far slower): {error}", RuntimeWarning, stacklevel=2)
+            result = resolve("pyro-nuts").run(program, *args, **kwargs)
         if isinstance(result, Fit):
             result = result.posterior(*args, **kwargs)
     if not isinstance(result, Posterior):
@@ -221,7 +228,7 @@ def _inference(program: Program, args: tuple, kwargs: dict) -> str:
         raise TaskUnavailable(f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer.")
     if all(fn.has_enumerate_support for fn in latent.values()):
         return "exact"
-    return "pyro-nuts"
+    return "nuts"
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------

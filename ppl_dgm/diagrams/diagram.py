@@ -78,7 +78,7 @@ def diagram(
         constants = constant_distributions(program, *args, **kwargs) if distributions else None
     elif args or kwargs:
         raise ProgramError(
-            "a structure is drawn as it is; give arguments of the model to dgm.structure, or hand in the program."
+            "a structure is drawn as it is; give the arguments to dgm.structure, or hand in the program."
         )
     scene = read(structure, guide, distributions, constants)
     _highlight(scene, highlight)

@@ -49,7 +49,8 @@ GREEK = {
 }
 _SPOKEN = {"lam": "lambda", "eps": "varepsilon", "epsilon": "varepsilon", "lmbda": "lambda", "sig": "sigma"}
 _LETTERS = dict(zip("αβγδεζηθικλμνξπρστυφχψω", [
-    "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda",
+    "mu", "nu",
     "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]))  # fmt: skip
 _LETTERS |= dict(
     zip("ΓΔΘΛΞΠΣΦΨΩ", ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"])
@@ -68,7 +69,8 @@ _SPECIAL = {
     "\\": r"\backslash ",
 }
 _DISTRIBUTIONS = {
-    "Normal": r"\mathcal{N}", "MultivariateNormal": r"\mathcal{N}", "LowRankMultivariateNormal": r"\mathcal{N}",
+    "Normal": r"\mathcal{N}", "MultivariateNormal": r"\mathcal{N}",
+    "LowRankMultivariateNormal": r"\mathcal{N}",
     "Bernoulli": r"\mathrm{Bern}", "Categorical": r"\mathrm{Cat}", "OneHotCategorical": r"\mathrm{Cat}",
     "Dirichlet": r"\mathrm{Dir}", "Poisson": r"\mathrm{Pois}", "Binomial": r"\mathrm{Bin}",
     "Multinomial": r"\mathrm{Mult}", "Exponential": r"\mathrm{Exp}", "Uniform": r"\mathcal{U}",

@@ -64,7 +64,8 @@ def _path(name: str, plates: Iterable[PlateMark]) -> tuple[str, ...]:
 
 
 def _region(
-    here: tuple[str, ...], regions: dict[tuple[str, ...], list[str]], scene: Scene, identifiers: dict[str, str], sizes: dict[str, str],
+    here: tuple[str, ...], regions: dict[tuple[str, ...], list[str]], scene: Scene,
+    identifiers: dict[str, str], sizes: dict[str, str],
     lines: list[str], depth: int,
 ) -> None:  # fmt: skip
     indent = "  " * depth

@@ -179,7 +179,7 @@ class _Drawn:
             near = np.hypot(middle[:, None, 0] - line[:, 0], middle[:, None, 1] - line[:, 1]).min(1) < 3.5
             total += 6.0 * float(near.sum())
             if other.target == edge.target:
-                total += 40.0 * float(np.hypot(*(line[-1] - at[-1])) < 8.0)
+                total += 15.0 * float(np.hypot(*(line[-1] - at[-1])) < 8.0)
         return total
 
 
@@ -196,7 +196,7 @@ def _crossings(a: np.ndarray, b: np.ndarray) -> int:
 
 
 # -- curves
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def points(curve: Curve, steps: int = _STEPS) -> np.ndarray:

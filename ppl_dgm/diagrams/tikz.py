@@ -53,7 +53,8 @@ def tikz(scene: Scene, standalone: bool = False) -> str:
         "\\documentclass{article}\n\\usepackage{tikz}\n\\usetikzlibrary{arrows.meta}\n"
         f"\\pagestyle{{empty}}\\parindent=0pt\\topskip=0pt\n\\hoffset=-1in\\voffset=-1in\n"
         f"\\oddsidemargin=0pt\\topmargin=0pt\\headheight=0pt\\headsep=0pt\\maxdepth=0pt\\parskip=0pt\n"
-        f"\\pdfpagewidth={width:.1f}pt\\pdfpageheight={height:.1f}pt\\textwidth={width:.1f}pt\\textheight={height + 20:.1f}pt\n"
+        f"\\pdfpagewidth={width:.1f}pt\\pdfpageheight={height:.1f}pt"
+        f"\\textwidth={width:.1f}pt\\textheight={height + 20:.1f}pt\n"
         f"\\begin{{document}}\n{text}\n\\end{{document}}\n"
     )
 
@@ -79,7 +80,8 @@ def _node(node: NodeMark, identifier: str) -> list[str]:
     inside = f"${node.label.tex}$" if node.side == "in" else ""
     letters = ", " + _letters(node.label.size) if inside else ""
     lines = [
-        rf"  \node[{style}{letters}] ({identifier}) at {_at(node.x, node.y)} {{{inside}}}; % {_comment(node.name)}"
+        rf"  \node[{style}{letters}] ({identifier}) at {_at(node.x, node.y)} {{{inside}}};"
+        rf" % {_comment(node.name)}"
     ]
     if node.side != "in":
         lines.append(_caption(node.label.x, node.label.y, node.label.tex, node.label.size))

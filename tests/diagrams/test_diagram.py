@@ -193,7 +193,8 @@ def test_dot_and_mermaid_and_tikz_hold_every_node_edge_and_plate(name: str) -> N
     drawn, given = diagram(BY_NAME[name]), BY_NAME[name]
     dot, mermaid, tikz = drawn.dot(), drawn.mermaid(), drawn.tikz()
     quoted = r'"(?:[^"\\]|\\.)*"'
-    statement = rf"  (?:(?:graph|node|edge|{quoted}) \[[^\[\]]*(?:{quoted}[^\[\]]*)*\]|{quoted} -> {quoted}(?: \[[^\]]*\])?);"
+    about = rf"\[[^\[\]]*(?:{quoted}[^\[\]]*)*\]"
+    statement = rf"  (?:(?:graph|node|edge|{quoted}) {about}|{quoted} -> {quoted}(?: \[[^\]]*\])?);"
     body = dot.splitlines()
     assert body[0] == "digraph {" and body[-1] == "}"
     assert [row for row in body[1:-1] if not re.fullmatch(statement, row)] == []
@@ -245,7 +246,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert ElementTree.parse(tmp_path / "vae.svg").getroot().tag.endswith("svg")
     source = tmp_path / "mine.py"
     source.write_text(
-        "import pyro, pyro.distributions as dist\n\ndef coin():\n    p = pyro.sample('p', dist.Beta(1.0, 1.0))\n    pyro.sample('x', dist.Bernoulli(p))\n"
+        "import pyro, pyro.distributions as dist\n\ndef coin():\n"
+        "    p = pyro.sample('p', dist.Beta(1.0, 1.0))\n    pyro.sample('x', dist.Bernoulli(p))\n"
     )
     done = CliRunner().invoke(
         app, ["diagram", f"{source}:coin", "--out", str(tmp_path / "coin.tex"), "--distributions", "--json"]

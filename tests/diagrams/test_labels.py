@@ -13,9 +13,11 @@ from ppl_dgm.diagrams.glyphs import line, measure
     [
         ("z", "z"), ("mu_1", r"\mu_{1}"), ("sigma", r"\sigma"), ("z_2", "z_{2}"), ("z2", "z_{2}"),
         ("theta_kn", r"\theta_{kn}"), ("mu_theta", r"\mu_{\theta}"), ("Sigma", r"\Sigma"), ("θ", r"\theta"),
-        ("x[t-1]", "x_{t-1}"), ("z_T", "z_{T}"), ("log_sigma", r"\log\,\sigma"), ("decoder", r"\mathrm{decoder}"),
+        ("x[t-1]", "x_{t-1}"), ("z_T", "z_{T}"), ("log_sigma", r"\log\,\sigma"), ("decoder",
+        r"\mathrm{decoder}"),
         ("wet_grass", r"\mathrm{wet}\ \mathrm{grass}"), ("x_train", r"x_{\mathrm{train}}"),
-        ("prior_1", r"\mathrm{prior}_{1}"), ("a%b", r"\mathrm{a\%b}"), ("lambda_", r"\lambda"), ("_", r"\mathrm{\_}"),
+        ("prior_1", r"\mathrm{prior}_{1}"), ("a%b", r"\mathrm{a\%b}"), ("lambda_", r"\lambda"), ("_",
+        r"\mathrm{\_}"),
     ],
 )  # fmt: skip
 def test_names(name: str, tex: str) -> None:
