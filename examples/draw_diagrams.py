@@ -26,17 +26,6 @@ def lda(words: torch.Tensor, vocabulary: int = 50, topics: int = 5) -> None:
             pyro.sample("w", dist.Categorical(beta[z]), obs=words)
 
 
-def rbm(x: torch.Tensor, hidden: int = 8) -> None:
-    """A restricted Boltzmann machine: x and z are joined by their energy alone."""
-    weight = pyro.param("W", lambda: 0.1 * torch.randn(hidden, x.shape[-1]))
-    below = pyro.param("b", lambda: torch.zeros(x.shape[-1]))
-    above = pyro.param("c", lambda: torch.zeros(hidden))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(hidden)).to_event(1))
-        x = pyro.sample("x", dist.Bernoulli(0.5 * torch.ones(x.shape[-1])).to_event(1), obs=x)
-        pyro.factor("energy", (z @ weight * x).sum(-1) + x @ below + z @ above)
-
-
 def raters(scores: torch.Tensor) -> None:
     """Item response: two plates that cross; scores [rater, item]."""
     rows, columns = (
@@ -59,7 +48,7 @@ def pictures() -> dict[str, tuple[Any, tuple, dict]]:
         "top_down_vae": (zoo.TopDownVAE(observed=64, values=17), (), {}),
         "mixture_of_gaussians": (zoo.MixtureOfGaussians(2, 8), (), {}),
         "lda": (lda, (torch.zeros(20, 30),), {}),
-        "rbm": (rbm, (torch.zeros(10, 16),), {}),
+        "rbm": (zoo.RBM(observed=64, hidden=16), (), {}),
         "diffusion_chain": (zoo.DiffusionChain(4, 4, 10), (), {"orientation": "right"}),
         "ppca": (zoo.ProbabilisticPCA(10, 2), (), {}),
         "raters_items": (raters, (torch.zeros(5, 40),), {"distributions": True}),

@@ -138,7 +138,7 @@ def windows(warmup: int) -> list[int]:
         at += int(length)
     if not ends:
         return [end] if end >= 5 else []
-    if end - ends[-1] < length / 2:
+    if len(ends) > 1 and end - ends[-1] < ends[-1] - ends[-2]:
         ends.pop()
     return [*ends, end]
 
@@ -177,7 +177,7 @@ def stranded(value: Tensor, dim: int) -> Tensor:
         value: log densities, [chain].
         dim: d.
     """
-    return ~(value > value.max() - (20 + 10 * dim))
+    return ~(value > value.nan_to_num(nan=-torch.inf).max() - (20 + 10 * dim))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batched import batched_runs
 from .conditioning import Unobserve, check_given, fit_given
+from .densities.coordinates import Start
 from .errors import DgmError, ProgramError, TaskUnavailable
 from .program import Program, as_program
 from .randomness import seeded
@@ -132,12 +133,11 @@ def infer(
         except (ProgramError, TaskUnavailable) as error:
             if method is not None or chosen != "nuts":
                 raise
-            warnings.warn(f"Pyro's own sampler runs instead (method='pyro-nuts', far slower): {error}", RuntimeWarning, stacklevel=2)
-            result = resolve("pyro-nuts").run(program, *args, **kwargs)
+            result = _fall_back(error, program, args, kwargs)
         if isinstance(result, Fit):
             result = result.posterior(*args, **kwargs)
     if not isinstance(result, Posterior):
-        raise ProgramError(f"method {type(method).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'.")
+        raise ProgramError(f"method {type(chosen).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'.")
     result.program = program
     return result
 
@@ -217,12 +217,21 @@ def _scoring(program: Program, args: tuple, kwargs: dict) -> str:
     )
 
 
+def _fall_back(error: DgmError, program: Program, args: tuple, kwargs: dict) -> Any:
+    """Pyro's own sampler, for programs that are no recordable density; what that refuses too is refused for the first reason."""
+    warnings.warn(f"method 'nuts' cannot take this program, so Pyro's own, far slower, is tried: {error}", RuntimeWarning, stacklevel=3)
+    try:
+        return resolve("pyro-nuts").run(program, *args, **kwargs)
+    except DgmError:
+        raise error from None
+
+
 def _inference(program: Program, args: tuple, kwargs: dict) -> str:
     if hasattr(program, "posterior"):
         return "exact"
     if program.has_guide:
         return "amortised"
-    with torch.no_grad():
+    with torch.no_grad(), Start():  # flat priors cannot be drawn from
         latent = _latent(program, args, kwargs)
     if not latent:
         raise TaskUnavailable(f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer.")
