@@ -74,7 +74,7 @@ def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
     are more points than coordinates, wherever the points are; a covariance of draws would need many
     independent ones. A diagonal C has the entries sd(z) / sd(gradient).
 
-    With few points, A and B are shrunk towards their diagonals by (d / n)^2.
+    With few points, A and B are shrunk towards their diagonals by (d / n)^3.
 
     Arguments:
         z, gradient: [n, d], pooled over chains.
@@ -91,7 +91,7 @@ def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
     spread, slope = a.square().mean(0).sqrt(), b.square().mean(0).sqrt()
     scale = (spread / slope).sqrt()
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
-    shrink = (d / n) ** 2
+    shrink = (d / n) ** 3
     if not dense or shrink >= 1:
         return Metric(scale.to(dtype))
     a, b = a / scale, b * scale

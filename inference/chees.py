@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.inference.hamiltonian import Metric, Point
-from ppl_dgm.inference.hmc import JitteredTrajectory, halton
+from ppl_dgm.inference.hmc import JitteredTrajectory
 from ppl_dgm.inference.sampling import HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
@@ -56,9 +56,7 @@ class LearnedTrajectory(JitteredTrajectory):
         self.length = self.first
         self.squared, self.count, self.log_average = 0.0, 0, math.log(self.first)
 
-    def learn(
-        self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int
-    ) -> None:
+    def learn(self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int) -> None:
         gradient = float(chees_gradient(metric, start, end, r_end, accept)) * length
         if not math.isfinite(gradient):
             return
@@ -100,7 +98,7 @@ class ChEES(HamiltonianSampler):
     draws: int = 300
     target_accept: float = 0.9
     jitter: float = 0.5
-    max_steps: int = 1000
+    max_steps: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()

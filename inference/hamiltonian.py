@@ -6,7 +6,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["DIVERGED", "Density", "Metric", "Point", "drift", "kick", "metropolis", "reasonable_steps", "trajectory"]
+__all__ = [
+    "DIVERGED",
+    "Density",
+    "Metric",
+    "Point",
+    "drift",
+    "kick",
+    "metropolis",
+    "reasonable_steps",
+    "trajectory",
+]
 
 DIVERGED = 1000.0  # nats by which the energy of a step may rise before it counts as a divergence, as in Stan
 
@@ -65,7 +75,7 @@ class Metric:
     """
 
     def __init__(self, scale: Tensor) -> None:
-        self.scale = scale
+        self.scale = scale = scale.contiguous()  # sums in one order, also after a checkpoint
         self.dense = scale.dim() == 2
         self.transposed = scale.T.contiguous() if self.dense else scale
         self._inverse: Tensor | None = None

@@ -44,9 +44,7 @@ class JitteredTrajectory(Kernel):
         length = self.length * (1 - self.jitter + 2 * self.jitter * halton(t))
         return min(max(round(length / step), 1), self.max_steps)
 
-    def step(
-        self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool
-    ) -> Drawn:
+    def step(self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool) -> Drawn:
         r = torch.randn_like(point.z)
         steps = self.steps(step, t)
         end, r_end = trajectory(density, metric, point, r, step, steps)

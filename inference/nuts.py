@@ -106,9 +106,7 @@ class Trees(Kernel):
         """Logarithms of uniform random numbers, [count, chain]."""
         return torch.rand(count, len(like), dtype=like.dtype, device=like.device).log()
 
-    def step(
-        self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool
-    ) -> Drawn:
+    def step(self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool) -> Drawn:
         r = self.momenta(point.z)
         energy = kinetic(r) - point.value
         zero = torch.zeros_like(energy)
@@ -139,7 +137,10 @@ class Trees(Kernel):
                 break
             momentum = total
             ends = (tree.end.moved(ends[0], forwards), ends[1].moved(tree.end, forwards))
-            r_ends = (torch.where(forwards[:, None], r_ends[0], last), torch.where(forwards[:, None], last, r_ends[1]))
+            r_ends = (
+                torch.where(forwards[:, None], r_ends[0], last),
+                torch.where(forwards[:, None], last, r_ends[1]),
+            )
         stats = {
             "diverging": diverging,
             "energy": energy,

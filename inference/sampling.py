@@ -48,9 +48,7 @@ class Kernel:
     name = ""
     remembered: tuple[str, ...] = ()
 
-    def step(
-        self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool
-    ) -> Drawn:
+    def step(self, density: Density, metric: Metric, point: Point, step: float, t: int, learning: bool) -> Drawn:
         """One transition that leaves the density invariant; t counts steps from the start of warm-up."""
         raise NotImplementedError
 
@@ -105,9 +103,7 @@ class HamiltonianSampler:
 
     def _require(self, name: str, good: bool, wanted: str) -> None:
         if not good:
-            raise ProgramError(
-                f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}."
-            )
+            raise ProgramError(f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
 
     def kernel(self) -> Kernel:
         """A fresh kernel with these options."""
@@ -181,9 +177,7 @@ class HamiltonianSampler:
     def _begin(self, density: Any, initial: Tensor | None) -> Run:
         """A new run, or the one that the checkpoint holds."""
         begun = time.perf_counter()
-        warmup = Warmup(
-            self.warmup, self.target_accept, Warmup.wants_dense(self.metric, density.dim), self.step_size
-        )
+        warmup = Warmup(self.warmup, self.target_accept, Warmup.wants_dense(self.metric, density.dim), self.step_size)
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             return read_run(self.checkpoint, self, density, warmup)
         z = density.initial(self.chains) if initial is None else initial

@@ -16,7 +16,7 @@ from .randomness import seeded
 from .text import table
 from .tracing import latent_sites, sites
 
-__all__ = ["Report", "Site", "check", "explain", "first_nonfinite"]
+__all__ = ["Report", "Site", "check", "explain", "first_nonfinite", "outside_support", "support_in_words"]
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _check_sites(trace: Any, report: Report) -> None:
         try:
             log_prob = fn.log_prob(value)
         except ValueError:  # Pyro's own check of the support
-            report.problems.append(f"site {name!r}: {_outside(fn, value)}.")
+            report.problems.append(f"site {name!r}: {outside_support(fn, value)}.")
             continue
         except NotImplementedError:
             report.problems.append(f"site {name!r}: its distribution {_name(fn)} has no log density; give it a method log_prob, or use another.")
@@ -296,9 +296,14 @@ def _shape_sentence(name: str, node: dict, found: tuple, expected: tuple) -> str
     return f"site {name!r}: the observations have shape {found} but the distribution has {expected}; reshape one to fit the other."
 
 
-def _outside(fn: Any, value: Tensor) -> str:
-    """Which entry lies outside the support, and what was expected there."""
-    support = fn.support
+def outside_support(fn: Any, value: Tensor) -> str | None:
+    """Which entry lies outside the support, and what was expected there; None where all is well or nothing is known."""
+    try:
+        support = fn.support
+        if support is None or bool(support.check(value).all()):
+            return None
+    except NotImplementedError:
+        return None
     while hasattr(support, "base_constraint"):  # that of a single entry
         support = support.base_constraint
     good = support.check(value)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checking import outside_support
 from .densities.blame import LastSite, worst_site
 from .densities.coordinates import Layout, layout
 from .densities.joint import Joint, unchecked
@@ -105,6 +106,8 @@ class LogDensity:
         self._layout = found
         with self._context(), seeded(0):
             points = (2 * torch.rand(2, self.dim, dtype=self.dtype, device=self.device) - 1) * 0.5
+            if check:
+                self._check_observations(points[0])
             self._settle_deterministic(points[0])
             self.vectorize = self._route(points, vectorize, check)
         self.deterministic = list(found.deterministic)
@@ -386,6 +389,16 @@ class LogDensity:
         self._args, self._kwargs = cast(self._args, self.dtype), cast(self._kwargs, self.dtype)
         with self._context(), seeded(0), torch.no_grad():
             return layout(self.program.name, self._story)
+
+    def _check_observations(self, point: Tensor) -> None:
+        """Observations outside their support would give a density of nothing: say so now."""
+        with torch.no_grad():
+            nodes = self._joint.sites_at(point)
+        for name, node in nodes.items():
+            if node["is_observed"] and not node["infer"].get("_deterministic"):
+                problem = outside_support(node["fn"], node["value"])
+                if problem:
+                    raise ProgramError(f"site {name!r}: {problem}.")
 
     def _settle_deterministic(self, point: Tensor) -> None:
         """Leaves out deterministic sites that depend on discrete ones: their values have more dimensions."""

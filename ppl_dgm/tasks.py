@@ -111,7 +111,7 @@ def infer(
     Arguments:
         program: a `Program` or any callable Pyro model.
         *args, **kwargs: the observations, and whatever else the model takes.
-        method: an algorithm (`dgm.PyroNUTS(chains=4)`) or its name. By default the exact posterior where the program knows it, else its
+        method: an algorithm (`dgm.NUTS(chains=4)`) or its name. By default the exact posterior where the program knows it, else its
             guide, else enumeration of discrete sites, else the No-U-Turn sampler. A learner (`dgm.SVI(guide="AutoNormal")`) fits the
             guide to these observations and draws from it.
         guide: a guide to use instead of the program's.
@@ -130,7 +130,7 @@ def infer(
         chosen = method or program.default_method("infer") or _inference(program, args, kwargs)
         try:
             result = resolve(chosen).run(program, *args, **kwargs)
-        except (ProgramError, TaskUnavailable) as error:
+        except TaskUnavailable as error:
             if method is not None or chosen != "nuts":
                 raise
             result = _fall_back(error, program, args, kwargs)

@@ -440,8 +440,6 @@ def _no_gradient() -> None:
 @pytest.mark.parametrize(
     "program, words",
     [
-        (_nan_observation, "observed site 'y' the log density is nan"),
-        (_impossible_observation, "observed site 'y' the log density is -inf"),
         (_no_gradient, "site 'root' the log density is finite but its gradient is not"),
     ],
 )
@@ -449,6 +447,12 @@ def test_no_start_names_the_site(program: Any, words: str) -> None:
     d = LogDensity(program)
     with pytest.raises(dgm.NumericalError, match=words):
         d.initial(2, seed=0)
+
+
+@pytest.mark.parametrize("program, found", [(_nan_observation, "nan"), (_impossible_observation, "-1")])
+def test_observations_outside_the_support_name_the_site(program: Any, found: str) -> None:
+    with pytest.raises(dgm.ProgramError, match=rf"site 'y': its value {found} at index \(\) lies outside the support"):
+        LogDensity(program)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from oracles.densities import Handmade, gaussian
 from torch import Tensor
 
+from oracles.densities import Handmade, gaussian
 from ppl_dgm.inference.adaptation import (
     DualAveraging,
     Warmup,
@@ -59,7 +59,7 @@ def test_dual_averaging_begins_anew() -> None:
 @pytest.mark.parametrize("sampler", [HMC, NUTS, ChEES])
 @pytest.mark.parametrize("target", [0.7, 0.9])
 def test_samplers_accept_as_often_as_asked(sampler: type[HamiltonianSampler], target: float) -> None:
-    density = gaussian(covariance(6))
+    density = gaussian(covariance(30))
     run = sampler(chains=24, warmup=120, draws=40, target_accept=target).sample(density)
     mean = torch.stack([row["acceptance_rate"] for row in run.rows]).mean()
     assert abs(float(mean) - target) < 0.06
@@ -78,7 +78,7 @@ def test_reasonable_steps_are_each_chains_own() -> None:
     z = torch.tensor([[0.1, 0.0], [0.0001, 6.9]]).double()  # curvature 1 and about 10^6
     point = Point.at(density, z)
     steps = reasonable_steps(density, Metric.identity(density), point, torch.full((2,), 0.1).double())
-    assert 0.2 < float(steps[0]) and float(steps[1]) < 0.01
+    assert float(steps[0]) > 0.2 and float(steps[1]) < 0.01
 
 
 def test_a_fixed_step_size_stays() -> None:
@@ -126,7 +126,10 @@ def test_points_that_are_not_finite_and_flat_directions_are_left_out() -> None:
 
 def test_the_geometric_mean_solves_its_equation() -> None:
     a, b = covariance(6, 1), covariance(6, 2)
-    a, b = a / a.diagonal().rsqrt().reciprocal().outer(a.diagonal().sqrt()), b / b.diagonal().sqrt().outer(b.diagonal().sqrt())
+    a, b = (
+        a / a.diagonal().rsqrt().reciprocal().outer(a.diagonal().sqrt()),
+        b / b.diagonal().sqrt().outer(b.diagonal().sqrt()),
+    )
     root = geometric_mean_root(a, b)
     mean = root @ root
     torch.testing.assert_close(mean @ b @ mean, a, rtol=1e-7, atol=1e-9)

@@ -10,11 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles.densities import Handmade, gaussian
-from oracles.posteriors import breast_cancer, eight_schools, logistic, schools_data
 from torch import Tensor
 
 import ppl_dgm as dgm
+from oracles.densities import Handmade, gaussian
+from oracles.posteriors import breast_cancer, eight_schools, logistic, schools_data
 from ppl_dgm.inference import sampling
 from ppl_dgm.inference.chees import ChEES
 from ppl_dgm.inference.hamiltonian import Metric, Point, gain, metropolis, trajectory
@@ -75,7 +75,7 @@ def test_the_energy_error_is_of_second_order(scale: Tensor, point: Point) -> Non
     for steps in (50, 100, 200):
         end, r_end = trajectory(density, metric, point, r, 0.5 / steps, steps)
         errors.append(gain(point, r, end, r_end))
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         torch.testing.assert_close(coarse / fine, torch.full((6,), 4.0).double(), rtol=0.03, atol=0)
 
 
@@ -93,7 +93,9 @@ def test_a_step_size_for_each_chain_is_that_chains_alone(point: Point) -> None:
 def test_a_trajectory_that_leaves_the_finite_numbers_is_refused() -> None:
     density = Handmade(lambda z: torch.where(z[:, 0] > 0.5, math.nan, 0.0) - z.square().sum(1), 1)
     start = Point.at(density, torch.zeros(3, 1).double())
-    end, r_end = trajectory(density, Metric.identity(density), start, torch.tensor([[9.0], [0.1], [-1]]).double(), 0.1, 3)
+    end, r_end = trajectory(
+        density, Metric.identity(density), start, torch.tensor([[9.0], [0.1], [-1]]).double(), 0.1, 3
+    )
     new, accept, diverging = metropolis(start, torch.zeros(3, 1).double(), end, r_end)
     assert diverging.tolist() == [True, False, False] and accept[0] == 0 and new.z[0] == 0
 
@@ -155,7 +157,9 @@ def test_chains_do_not_know_of_each_other() -> None:
     together, _, _ = metropolis(start, r, *trajectory(density, metric, start, r, 0.3, 4), uniform)
     for c in range(5):
         one = Point.at(density, z[c : c + 1])
-        alone, _, _ = metropolis(one, r[c : c + 1], *trajectory(density, metric, one, r[c : c + 1], 0.3, 4), uniform[c : c + 1])
+        alone, _, _ = metropolis(
+            one, r[c : c + 1], *trajectory(density, metric, one, r[c : c + 1], 0.3, 4), uniform[c : c + 1]
+        )
         torch.testing.assert_close(together.z[c], alone.z[0])
 
 
@@ -262,7 +266,10 @@ def only_discrete() -> None:
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "discrete site without a finite list": (lambda: dgm.infer(improper, method="nuts"), "'b'.*discrete"),
     "subsampled plate": (lambda: dgm.infer(subsampled, method="chees"), "'rows'.*svi"),
-    "NaN in the data": (lambda: dgm.infer(broken, torch.tensor([0.5, math.nan]), method="nuts"), "'y'.*[Nn]a[Nn]"),
+    "NaN in the data": (
+        lambda: dgm.infer(broken, torch.tensor([0.5, math.nan]), method="nuts"),
+        "'y'.*[Nn]a[Nn]",
+    ),
     "sites that change": (lambda: dgm.infer(changing, method="hmc"), "'w'"),
     "nothing latent": (lambda: dgm.infer(nothing, Y, method="nuts"), "nothing to infer"),
     "random numbers outside of sites": (lambda: dgm.infer(noisy, method="hmc"), "outside of pyro.sample"),

@@ -4,11 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles.densities import Handmade, gaussian, recursive_nuts
-from oracles.posteriors import eight_schools, schools_data
 from torch import Tensor
 
 import ppl_dgm as dgm
+from oracles.densities import Handmade, gaussian, recursive_nuts
+from oracles.posteriors import eight_schools, schools_data
 from ppl_dgm.inference.hamiltonian import Metric, Point
 from ppl_dgm.inference.nuts import NUTS, Trees, checkpoints, turning
 
@@ -127,15 +127,15 @@ def test_moments_of_an_ill_conditioned_gaussian(metric: str) -> None:
 
 
 def test_eight_schools_and_its_statistics() -> None:
-    post = dgm.infer(eight_schools, *schools_data(), method=NUTS(warmup=300, draws=300), seed=0)
+    post = dgm.infer(eight_schools, *schools_data(), method=NUTS(warmup=200, draws=200), seed=0)
     table = post.summary(round_to="none").astype(float)
     assert abs(table.loc["mu", "mean"] - 4.41) < 4 * (table.loc["mu", "mcse_mean"] + 0.03)
-    assert post.draws["t"].shape == (4, 300, 8) and post.deterministic["theta"].shape == (4, 300, 8)
+    assert post.draws["t"].shape == (4, 200, 8) and post.deterministic["theta"].shape == (4, 200, 8)
     assert post.kind == "asymptotic" and post.cost.path == "recorded"
     assert set(post.stats) == {
         "lp", "energy", "acceptance_rate", "diverging", "n_steps", "tree_depth", "reached_max_treedepth", "step_size",
     }  # fmt: skip
-    assert all(value.shape == (4, 300) for value in post.stats.values())
+    assert all(value.shape == (4, 200) for value in post.stats.values())
     steps, depth = post.stats["n_steps"], post.stats["tree_depth"]
     assert bool((steps < 2**depth).all()) and bool((steps >= 2 ** (depth - 1)).all())
     assert 0.7 < float(post.stats["acceptance_rate"].mean()) < 0.9

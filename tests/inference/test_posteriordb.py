@@ -6,9 +6,9 @@ import warnings
 import arviz
 import pytest
 import torch
-from oracles.posteriors import POSTERIORDB, posteriordb, posteriordb_folder
 
 import ppl_dgm as dgm
+from oracles.posteriors import POSTERIORDB, posteriordb, posteriordb_folder
 from ppl_dgm.inference.chees import ChEES
 from ppl_dgm.inference.nuts import NUTS
 from ppl_dgm.inference.sampling import HamiltonianSampler
@@ -20,7 +20,12 @@ METHODS = {"nuts": NUTS(), "chees": ChEES()}
 DIVERGENCES = {"eight_schools-eight_schools_noncentered": 0.005}
 
 CASES = [
-    pytest.param(name, which, id=f"{name.split('-')[0]}-{which}", marks=() if (name, which) in FAST else pytest.mark.slow)
+    pytest.param(
+        name,
+        which,
+        id=f"{name.split('-')[0]}-{which}",
+        marks=() if (name, which) in FAST else pytest.mark.slow,
+    )
     for name in POSTERIORDB
     for which in METHODS
 ]

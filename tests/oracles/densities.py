@@ -13,9 +13,7 @@ __all__ = ["Handmade", "gaussian", "recursive_nuts"]
 class Handmade:
     """A log density from a function [chain, d] -> [chain]."""
 
-    def __init__(
-        self, function: Callable[[Tensor], Tensor], dim: int, dtype: torch.dtype = torch.float64
-    ) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], dim: int, dtype: torch.dtype = torch.float64) -> None:
         self.function, self.dim, self.dtype, self.device = function, dim, dtype, torch.device("cpu")
         self.gradients = 0
 
