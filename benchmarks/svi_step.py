@@ -31,7 +31,9 @@ def data(device: str) -> Tensor:
 
 def network(hidden: int, device: str) -> dgm.Program:
     torch.manual_seed(0)
-    return dgm.models.VAE(observed=64, values=17, latent=16, hidden=hidden, encoder_dropout=0.0, decoder_dropout=0.0).to(device)
+    return dgm.models.VAE(
+        observed=64, values=17, latent=16, hidden=hidden, encoder_dropout=0.0, decoder_dropout=0.0
+    ).to(device)
 
 
 def by_hand(hidden: int, x: Tensor) -> Callable[[int], float]:
@@ -87,7 +89,9 @@ def plain_pyro(hidden: int, x: Tensor) -> Callable[[int], float]:
 
                 return run
 
-            svi = pyro.infer.SVI(registered(model), registered(guide), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+            svi = pyro.infer.SVI(
+                registered(model), registered(guide), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()
+            )
             begun = time.perf_counter()
             for _ in range(count):
                 order = torch.randperm(len(x), device=x.device)
@@ -116,7 +120,11 @@ def main() -> None:
     x = data(options.device)
     rows = []
     for hidden in options.hidden:
-        ways = {"by hand": by_hand(hidden, x), "ppl_dgm": ours(hidden, x, options.backend), "plain Pyro": plain_pyro(hidden, x)}
+        ways = {
+            "by hand": by_hand(hidden, x),
+            "ppl_dgm": ours(hidden, x, options.backend),
+            "plain Pyro": plain_pyro(hidden, x),
+        }
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for way in ways.values():
             way(1)
@@ -124,7 +132,14 @@ def main() -> None:
             for name, way in ways.items():
                 taken[name].append(way(6))
         ratios = {name: median(a / b for a, b in zip(taken[name], taken["by hand"], strict=True)) for name in ways}
-        rows.append({"hidden": hidden, "device": options.device, **{f"{n} ms": median(taken[n]) * 1e3 for n in ways}, "ratios": ratios})
+        rows.append(
+            {
+                "hidden": hidden,
+                "device": options.device,
+                **{f"{n} ms": median(taken[n]) * 1e3 for n in ways},
+                "ratios": ratios,
+            }
+        )
         if not options.json:
             times = "  ".join(f"{n} {median(taken[n]) * 1e3:.2f} ms (x{ratios[n]:.2f})" for n in ways)
             print(f"hidden {hidden:4d}, {options.device}: {times}")

@@ -44,9 +44,22 @@ def main() -> None:
             passes = card.passes if task == "sample" else answer.passes
             cost = f"{per_example[task] * 1e3:.2f}" if task in per_example else "-"
             rating = RATINGS.get(name, {}).get(task, "")
-            rows.append((name, task, rating, answer.kind.replace("_", " "), passes or "-", answer.depth or "-", cost, answer.how))
+            rows.append(
+                (
+                    name,
+                    task,
+                    rating,
+                    answer.kind.replace("_", " "),
+                    passes or "-",
+                    answer.depth or "-",
+                    cost,
+                    answer.how,
+                )
+            )
     print(table(("program", "task", "text", "how exact", "passes", "serial depth", "ms per example", "how"), rows))
-    print("learn: ms per example and pass over the data. The text rates scoring ~ for the VAE and ✓ for diffusion; both are lower bounds here.")
+    print(
+        "learn: ms per example and pass over the data. The text rates scoring ~ for the VAE and ✓ for diffusion; both are lower bounds here."
+    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def learn_and_score(name: str, out: Path) -> dict[str, Any]:
     mean = score.mean()
     return {
         "program": name, "kind": mean.kind, "nats": -mean.value, "stderr": mean.stderr, "how": score.how, "baselines": baselines(ink),
-        "passes": count_passes(program) or program.answers()["sample"].passes, "learn_seconds": fit.cost.seconds, "score_seconds": seconds, "note": NOTES.get(name, ""),
+        "passes": count_passes(program) or program.answers()["sample"].passes,
+        "learn_seconds": fit.cost.seconds, "score_seconds": seconds, "note": NOTES.get(name, ""),
         "curve": len(fit.history) > 1,
     }  # fmt: skip
 
@@ -76,7 +77,10 @@ def baselines(ink: int | None) -> list[float]:
     """Nats per test image of independent categoricals and of a Chow-Liu tree, their pseudo-counts chosen on validation."""
     _, (train, valid, test) = splits(ink)
     values = 2 if ink else 17
-    return [-float(kind.fit(train, values, valid=valid).log_prob(test).mean()) for kind in (IndependentCategorical, ChowLiuTree)]
+    return [
+        -float(kind.fit(train, values, valid=valid).log_prob(test).mean())
+        for kind in (IndependentCategorical, ChowLiuTree)
+    ]
 
 
 def schools(y: Tensor, sigma: Tensor) -> None:
@@ -99,7 +103,17 @@ def infer_schools(out: Path) -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]], answers: dict[str, Any], seconds: float, out: Path) -> None:
-    header = ("program", "kind of score", "nats per image", "± se", "independent", "Chow-Liu", "passes", "learn s", "score s")
+    header = (
+        "program",
+        "kind of score",
+        "nats per image",
+        "± se",
+        "independent",
+        "Chow-Liu",
+        "passes",
+        "learn s",
+        "score s",
+    )
     lines = [
         (r["program"] + (" *" if r["note"] else ""), r["kind"].replace("_", " "), f"{r['nats']:.2f}", f"{r['stderr']:.2f}",
          *(f"{b:.2f}" for b in r["baselines"]), r["passes"], f"{r['learn_seconds']:.0f}", f"{r['score_seconds']:.1f}")
@@ -109,7 +123,9 @@ def report(rows: list[dict[str, Any]], answers: dict[str, Any], seconds: float, 
     for row in rows:
         if row["note"]:
             print(f"* {row['program']}: {row['note']}")
-    print("447 test images, -log p(x), lower is better; a lower bound on log p(x) is an upper bound here. ± se: over images.")
+    print(
+        "447 test images, -log p(x), lower is better; a lower bound on log p(x) is an upper bound here. ± se: over images."
+    )
     print(f"\neight schools, by the No-U-Turn sampler\n{answers['summary']}")
     print("findings:", "; ".join(answers["findings"]) or "none")
     (out / "report.json").write_text(json.dumps({"rows": rows, "schools": answers, "seconds": seconds}, indent=1))
@@ -124,11 +140,17 @@ def page(header: tuple, lines: list[tuple], rows: list[dict[str, Any]], answers:
     figures = []
     for row in rows:
         history = f'<img src="{row["program"]}-history.png" alt="learning curve">' if row["curve"] else ""
-        about = html.escape(f"{row['program']}: {row['nats']:.2f} ± {row['stderr']:.2f} nats per image ({row['kind'].replace('_', ' ')}; {row['how'] or 'closed form'})")
+        about = html.escape(
+            f"{row['program']}: {row['nats']:.2f} ± {row['stderr']:.2f} nats per image ({row['kind'].replace('_', ' ')}; {row['how'] or 'closed form'})"
+        )
         note = f"<p>{html.escape(row['note'])}.</p>" if row["note"] else ""
         figures.append(f'<h2>{about}</h2>{note}<img src="{row["program"]}.png" alt="samples">{history}')
-    style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}"
-    style += "td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}tr+tr{border-top:1px solid #ccc}img{max-width:48%;vertical-align:top}h2{font-size:1.1em}"
+    style = (
+        "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+        "td,th{padding:.2em .8em;text-align:right}tr+tr{border-top:1px solid #ccc}"
+        "td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}"
+        "img{max-width:48%;vertical-align:top}h2{font-size:1.1em}"
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>ppl_dgm: digits</title><style>{style}</style>'
         "<h1>Seven programs, one table</h1><p>447 test images of 8x8 digits; -log p(x) in nats per image, lower is better.</p>"
@@ -151,7 +173,9 @@ def main() -> None:
         for job in as_completed(jobs):
             done[jobs[job]] = job.result()
             row = done[jobs[job]]
-            print(f"[{time.perf_counter() - begun:4.0f} s] {row['program']}: {row['nats']:.2f} nats per image", flush=True)
+            print(
+                f"[{time.perf_counter() - begun:4.0f} s] {row['program']}: {row['nats']:.2f} nats per image", flush=True
+            )
         answers = inference.result()
     order = ["MixtureOfGaussians", "MixtureOfCategoricals", "VAE", "TopDownVAE", "RBM", "DiffusionChain", "Circuit"]
     report([done[name] for name in order], answers, time.perf_counter() - begun, options.out)

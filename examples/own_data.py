@@ -38,7 +38,9 @@ def main() -> None:
         print(f"{components} components: validation {dgm.score(fits[components].program, valid).mean()}")
     best = max(fits, key=lambda k: dgm.score(fits[k].program, valid).mean().value)
     program = fits[best].program
-    print(f"chosen: {best} components; test {dgm.score(program, test).mean()} nats per row of standardised measurements")
+    print(
+        f"chosen: {best} components; test {dgm.score(program, test).mean()} nats per row of standardised measurements"
+    )
 
     posterior = dgm.infer(program, test[:3])
     print("responsibilities of three rows:", posterior.exact["k"].probs.round(decimals=3).tolist())

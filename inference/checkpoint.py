@@ -17,9 +17,18 @@ from ppl_dgm.program import Program
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
 
-def write_checkpoint(path: str | Path, program: Program, parameters: Sequence[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
+def write_checkpoint(
+    path: str | Path,
+    program: Program,
+    parameters: Sequence[Tensor],
+    optimiser: Any,
+    state: Any,
+    live: Sequence[Tensor] = (),
+) -> None:
     """Weights, best weights, moving average, the objective's live tensors, optimiser and random state, in one safetensors file."""
-    tensors = {f"now/{k}": v for k, v in program.state_dict().items()} | {f"best/{k}": v for k, v in state.best_state.items()}
+    tensors = {f"now/{k}": v for k, v in program.state_dict().items()} | {
+        f"best/{k}": v for k, v in state.best_state.items()
+    }
     tensors |= {f"average/{i}": v for i, v in enumerate(state.average)} | {f"live/{i}": v for i, v in enumerate(live)}
     numbers: dict[str, Any] = {}
     for i, (optimiser_, parameter) in enumerate(_optimisers(optimiser, parameters)):
@@ -40,7 +49,14 @@ def write_checkpoint(path: str | Path, program: Program, parameters: Sequence[Te
     save_tensors(path, tensors, notes)
 
 
-def read_checkpoint(path: str | Path, program: Program, parameters: Sequence[Tensor], optimiser: Any, state: Any, live: Sequence[Tensor] = ()) -> None:
+def read_checkpoint(
+    path: str | Path,
+    program: Program,
+    parameters: Sequence[Tensor],
+    optimiser: Any,
+    state: Any,
+    live: Sequence[Tensor] = (),
+) -> None:
     """Put everything back where `write_checkpoint` took it from.
 
     Raises:
@@ -56,10 +72,14 @@ def read_checkpoint(path: str | Path, program: Program, parameters: Sequence[Ten
     now, mine = group("now"), program.state_dict()
     differing = [k for k in {*now, *mine} if k not in now or k not in mine or now[k].shape != mine[k].shape]
     if differing:
-        raise FileError(f"checkpoint {path} belongs to another program ({min(differing)} differs); remove it or give another file for checkpoint=.")
+        raise FileError(
+            f"checkpoint {path} belongs to another program ({min(differing)} differs); remove it or give another file for checkpoint=."
+        )
     program.load_state_dict(now)
     state.best_state = {k: v.to(program.device) for k, v in group("best").items()}
-    state.average = [tensors[f"average/{i}"].to(p.device) for i, p in enumerate(parameters)] if "average/0" in tensors else []
+    state.average = (
+        [tensors[f"average/{i}"].to(p.device) for i, p in enumerate(parameters)] if "average/0" in tensors else []
+    )
     for i, tensor in enumerate(live):
         tensor.copy_(tensors[f"live/{i}"])
     for i, (optimiser_, parameter) in enumerate(_optimisers(optimiser, parameters)):

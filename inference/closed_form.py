@@ -47,9 +47,7 @@ class ClosedForm:
                 f"{program.name!r} has no closed form (fit_closed_form); learn it with method={other!r}."
             )
         if args:
-            raise ProgramError(
-                f"closed-form takes the data alone, not {len(args)} more arguments; leave them out."
-            )
+            raise ProgramError(f"closed-form takes the data alone, not {len(args)} more arguments; leave them out.")
         begun = time.perf_counter()
         notes = program.fit_closed_form(data, valid, **self.options) or {}
         row: dict[str, float] = {"epoch": 1}

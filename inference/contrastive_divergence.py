@@ -74,9 +74,7 @@ class ContrastiveDivergence(GradientLearner):
         kind = "persistent chains" if self.persistent else "chains restarted at the data"
         return f"F(data) - F(model), k = {self.k}, {kind}"
 
-    def run(
-        self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None, **kwargs: Any
-    ) -> Fit:
+    def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None, **kwargs: Any) -> Fit:
         """Learn; see `ppl_dgm.learn`."""
         if not (hasattr(program, "free_energy") and hasattr(program, "gibbs")):
             raise TaskUnavailable(
@@ -88,9 +86,7 @@ class ContrastiveDivergence(GradientLearner):
         return fit
 
     def objective(self, program: Program, total: int) -> Objective:
-        return _FreeEnergyGap(
-            program, self.k, self.persistent, self.chains or min(self.batch_size or total, total)
-        )
+        return _FreeEnergyGap(program, self.k, self.persistent, self.chains or min(self.batch_size or total, total))
 
     def validation(self, program: Program, total: int) -> Objective:
         return _metric(program)[1]

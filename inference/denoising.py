@@ -47,9 +47,7 @@ class Denoising(GradientLearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weighting not in ("bound", "simple"):
-            raise ProgramError(
-                f"Denoising: weighting must be 'bound' or 'simple', but it is {self.weighting!r}."
-            )
+            raise ProgramError(f"Denoising: weighting must be 'bound' or 'simple', but it is {self.weighting!r}.")
         if self.valid_draws < 1:
             raise ProgramError(f"Denoising: valid_draws must be at least 1, but it is {self.valid_draws!r}.")
 

@@ -47,11 +47,7 @@ def diagnose(posterior: Posterior) -> list[str]:
 
 
 def _not_finite(posterior: Posterior) -> list[str]:
-    bad = [
-        name
-        for name, draws in posterior.draws.items()
-        if draws.is_floating_point() and bool(draws.isnan().any())
-    ]
+    bad = [name for name, draws in posterior.draws.items() if draws.is_floating_point() and bool(draws.isnan().any())]
     if not bad:
         return []
     return [
@@ -65,9 +61,7 @@ def _stuck(posterior: Posterior) -> list[str]:
     for name, draws in posterior.draws.items():
         if draws.shape[1] > 1:
             still = (draws == draws[:, :1]).all(1)  # [chain, *shape]
-            stuck += [
-                f"{_element(name, index[1:])} in chain {index[0]}" for index in still.nonzero().tolist()
-            ]
+            stuck += [f"{_element(name, index[1:])} in chain {index[0]}" for index in still.nonzero().tolist()]
     if not stuck:
         return []
     return [
@@ -80,8 +74,7 @@ def _mixing(posterior: Posterior) -> list[str]:
     chains, draws = next(iter(posterior.draws.values())).shape[:2]
     if draws < 4:
         return [
-            f"There are only {draws} draws in each chain, too few for any diagnosis; ask for at least "
-            f"{_ESS_PER_CHAIN}."
+            f"There are only {draws} draws in each chain, too few for any diagnosis; ask for at least {_ESS_PER_CHAIN}."
         ]
     table = _table(posterior)
     found = []
@@ -173,8 +166,7 @@ def _weights(log_weights: Tensor) -> list[str]:
     found = []
     if not bool(table.isfinite().any(0).all()):
         return [
-            "Every weight of some observation is zero; the guide proposes only points of no density: check "
-            "its support."
+            "Every weight of some observation is zero; the guide proposes only points of no density: check its support."
         ]
     shape = torch.tensor([pareto_k(column) for column in table.T])
     limit = min(0.7, 1 - 1 / math.log10(draws)) if draws > 10 else 0.0

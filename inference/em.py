@@ -101,9 +101,7 @@ class EM:
         if self.patience is not None and valid is None:
             raise ProgramError(f"EM: patience={self.patience} watches the validation split; pass valid=....")
         if valid is not None and not hasattr(program, "log_density"):
-            raise TaskUnavailable(
-                f"{program.name!r} has no exact log_density to compare on valid; leave valid out."
-            )
+            raise TaskUnavailable(f"{program.name!r} has no exact log_density to compare on valid; leave valid out.")
 
     def _climb(
         self,
@@ -145,9 +143,7 @@ class EM:
             previous = likelihood + prior
         run.stopped = f"all {self.steps} steps done"
 
-    def _check_rise(
-        self, program: Program, value: float, previous: float, runs: list[_Run], step: int
-    ) -> None:
+    def _check_rise(self, program: Program, value: float, previous: float, runs: list[_Run], step: int) -> None:
         """Exact EM never falls; what does is a wrong step or lost precision."""
         slack = 1e4 * torch.finfo(program.dtype).eps * (1 + abs(value))
         if math.isfinite(value) and value >= previous - slack:
@@ -158,9 +154,7 @@ class EM:
         if kept:
             best = min(kept, key=lambda run: run.best)
             program.load_state_dict(best.state)
-            fit = Fit(
-                program, pd.DataFrame(best.rows), f"the objective {found}", Cost(step), self._aim(program)
-            )
+            fit = Fit(program, pd.DataFrame(best.rows), f"the objective {found}", Cost(step), self._aim(program))
         raise NumericalError(
             f"EM of {program.name!r}: the objective {found} in step {step}, which exact EM cannot do; "
             "use float64 (program.double()), or check the program's em_step.", fit,
@@ -169,8 +163,6 @@ class EM:
     @staticmethod
     def _aim(program: Program) -> str:
         penalty = (
-            ", minus the log prior (column penalised)"
-            if hasattr(program, "log_prior") and program.log_prior()
-            else ""
+            ", minus the log prior (column penalised)" if hasattr(program, "log_prior") and program.log_prior() else ""
         )
         return f"-log likelihood, nats per example{penalty}"

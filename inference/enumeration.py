@@ -68,9 +68,7 @@ class Enumeration:
             self.nesting = max((-f.dim for node in nodes.values() for f in _plates(node)), default=0)
             self.per_example = all(data_dim(node) is not None for node in nodes.values())
             self.normalised = not any(isinstance(node["fn"], dist.Unit) for node in nodes.values())
-            self.examples = next(
-                (f.size for node in nodes.values() for f in _plates(node) if f.name == "data"), 0
-            )
+            self.examples = next((f.size for node in nodes.values() for f in _plates(node) if f.name == "data"), 0)
             trace = self._enumerated(program, args, kwargs) if self.latent else plain
             _check_shapes(trace, self.nesting)
             trace.pack_tensors()
@@ -79,25 +77,17 @@ class Enumeration:
     def _enumerated(self, program: Program, args: tuple, kwargs: dict) -> Any:
         def configure(site: Any) -> Any:
             return (
-                {"enumerate": "parallel", "expand": False, "num_samples": None}
-                if site["name"] in self.latent
-                else {}
+                {"enumerate": "parallel", "expand": False, "num_samples": None} if site["name"] in self.latent else {}
             )
 
         trace: Any
         with _explained(program), EnumMessenger(first_available_dim=-1 - self.nesting):
-            trace = poutine.trace(poutine.infer_config(program.run_model, configure)).get_trace(
-                *args, **kwargs
-            )
+            trace = poutine.trace(poutine.infer_config(program.run_model, configure)).get_trace(*args, **kwargs)
             trace = prune_subsample_sites(trace)
             trace.compute_log_prob()
-        missed = [
-            n for n in self.latent if n not in trace or trace.nodes[n]["infer"].get("_enumerate_dim") is None
-        ]
+        missed = [n for n in self.latent if n not in trace or trace.nodes[n]["infer"].get("_enumerate_dim") is None]
         missed += [
-            name
-            for name in latent_sites(trace)
-            if name not in self.latent and not _is_point(trace.nodes[name]["fn"])
+            name for name in latent_sites(trace) if name not in self.latent and not _is_point(trace.nodes[name]["fn"])
         ]
         if missed:
             raise TaskUnavailable(
@@ -109,11 +99,7 @@ class Enumeration:
     def _collect(self, trace: Any) -> None:
         """The packed log factors, sorted by the plates that they stand in."""
         self.symbol_to_dim = dict(trace.symbol_to_dim)
-        self.data = (
-            frozenset(trace.plate_to_symbol["data"])
-            if self.per_example and self.examples > 1
-            else frozenset()
-        )
+        self.data = frozenset(trace.plate_to_symbol["data"]) if self.per_example and self.examples > 1 else frozenset()
         self.terms: list[tuple[frozenset, Any]] = []
         self.own: dict[str, int] = {}  # latent site -> the index of its own factor, log p(z | parents)
         self.symbols: dict[str, str] = {}
@@ -125,9 +111,7 @@ class Enumeration:
                 log_factor = packed.scale_and_mask(log_factor, mask=node["packed"]["mask"])
             plates = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node) if f.size > 1)
             self.terms.append((plates, log_factor))
-        self.sizes = {
-            symbol: size for _, term in self.terms for symbol, size in zip(term._pyro_dims, term.shape)
-        }
+        self.sizes = {symbol: size for _, term in self.terms for symbol, size in zip(term._pyro_dims, term.shape)}
         self.sum_dims = set(self.symbols.values())
 
     # -- answers ---------------------------------------------------------------------------------------------
@@ -160,11 +144,7 @@ class Enumeration:
             parents = [position for position, symbol in enumerate(dims) if symbol not in kept]
             joint = gradient.sum(parents) if parents else gradient
             table = _packed(joint, "".join(symbol for symbol in dims if symbol in kept))
-            table = (
-                self._as_batch(table, self.symbols[name], self.latent[name].batch_shape)
-                .movedim(0, -1)
-                .clamp_min(0)
-            )
+            table = self._as_batch(table, self.symbols[name], self.latent[name].batch_shape).movedim(0, -1).clamp_min(0)
             answer[name] = table / table.sum(-1, keepdim=True)
         return answer
 
@@ -194,9 +174,7 @@ class Enumeration:
                 for root in roots:
                     if hasattr(root, "_pyro_backward"):
                         root._pyro_backward()
-        return {
-            name: self._values(name, leaf._pyro_backward_result, many, draws) for name, leaf in leaves.items()
-        }
+        return {name: self._values(name, leaf._pyro_backward_result, many, draws) for name, leaf in leaves.items()}
 
     def _values(self, name: str, drawn: Any, many: str, draws: int) -> Tensor:
         """Sampled indices of one site, unpacked and looked up in its support."""
@@ -254,16 +232,10 @@ def _plates(node: dict) -> list[Any]:
 
 def _check(program: Program, trace: Any, nodes: dict[str, Any]) -> None:
     if not nodes:
-        raise ProgramError(
-            f"{program.name!r} has no sample sites, so it has no density; add pyro.sample statements."
-        )
+        raise ProgramError(f"{program.name!r} has no sample sites, so it has no density; add pyro.sample statements.")
     for name, node in nodes.items():
         if not node["is_observed"] and not node["fn"].has_enumerate_support:
-            kind = (
-                "discrete, with a support that cannot be listed"
-                if node["fn"].support.is_discrete
-                else "continuous"
-            )
+            kind = "discrete, with a support that cannot be listed" if node["fn"].support.is_discrete else "continuous"
             raise TaskUnavailable(
                 f"latent site {name!r} of {program.name!r} is {kind}, and the program knows no closed form, "
                 "so nothing can be summed; use method='pyro-nuts' for draws, dgm.SVI(guide='AutoNormal') for "

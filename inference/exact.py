@@ -104,9 +104,7 @@ class Exact:
             draws = {site: value.unsqueeze(0) for site, value in sums.sample(self.draws).items()}
         how = evidence.how if possible else "the observations have probability zero, so there is no posterior"
         cost = Cost(self.draws, time.perf_counter() - begun)
-        return Posterior(
-            draws, exact or None, log_evidence=evidence, cost=cost, how=how, kind="exact", program=program
-        )
+        return Posterior(draws, exact or None, log_evidence=evidence, cost=cost, how=how, kind="exact", program=program)
 
 
 def _owner(program: Program, answer: str) -> Any:

@@ -86,9 +86,7 @@ class SimpleMonteCarlo:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, ess = _evidence(
-            Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws
-        )
+        value, stderr, ess = _evidence(Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws)
         how = f"simple Monte Carlo, K = {self.draws}, median ESS {float(ess.median()):.3g}"
         return Score(value, "estimate", stderr, how)
 
@@ -125,9 +123,7 @@ class Importance:
         mean.add(log_weights)
         value, stderr, ess = mean.result()
         how = f"importance sampling, K = {self.draws}, median ESS {float(ess.median()):.3g}"
-        evidence = Score(
-            value.to(log_weights), "estimate", None if stderr is None else stderr.to(log_weights), how
-        )
+        evidence = Score(value.to(log_weights), "estimate", None if stderr is None else stderr.to(log_weights), how)
         return Posterior(
             draws,
             log_weights=log_weights,

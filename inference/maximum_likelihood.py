@@ -30,7 +30,9 @@ class MaximumLikelihood(GradientLearner):
 
     def prepare(self, program: Program, batch: tuple) -> Program:
         if not hasattr(program, "log_prob"):
-            raise TaskUnavailable(f"{program.name!r} has no log density in closed form to climb; learn it with method='svi', which maximises a lower bound.")
+            raise TaskUnavailable(
+                f"{program.name!r} has no log density in closed form to climb; learn it with method='svi', which maximises a lower bound."
+            )
         return program
 
     def objective(self, program: Program, total: int) -> Objective:

@@ -132,8 +132,7 @@ class _PyroSampler:
             report(step_size=kernel.step_size, acceptance=kernel.last["acceptance_rate"])
         with torch.no_grad():  # [draw, *shape], in the space of the program
             draws = {
-                site: transforms[site].inv(torch.stack([params[site] for params in kept])).detach()
-                for site in initial
+                site: transforms[site].inv(torch.stack([params[site] for params in kept])).detach() for site in initial
             }
         return _Chain(draws, rows, potential.gradients, warm - begun, time.perf_counter() - warm)
 
@@ -176,9 +175,7 @@ class PyroNUTS(_PyroSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_tree_depth < 1:
-            raise ProgramError(
-                f"PyroNUTS: max_tree_depth must be at least 1, but it is {self.max_tree_depth!r}."
-            )
+            raise ProgramError(f"PyroNUTS: max_tree_depth must be at least 1, but it is {self.max_tree_depth!r}.")
 
     @property
     def name(self) -> str:
@@ -215,9 +212,7 @@ class PyroHMC(_PyroSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.trajectory_length > 0:
-            raise ProgramError(
-                f"PyroHMC: trajectory_length must be positive, but it is {self.trajectory_length!r}."
-            )
+            raise ProgramError(f"PyroHMC: trajectory_length must be positive, but it is {self.trajectory_length!r}.")
 
     @property
     def name(self) -> str:
@@ -336,9 +331,7 @@ def check_sites(program: Program, args: tuple, kwargs: dict) -> list[str]:
             "use a continuous or finite distribution there, or method='importance' with a guide."
         )
     if not latent:
-        raise TaskUnavailable(
-            f"{program.name!r} has no latent site for these arguments, so there is nothing to draw."
-        )
+        raise TaskUnavailable(f"{program.name!r} has no latent site for these arguments, so there is nothing to draw.")
     if len(summed) == len(latent):
         raise TaskUnavailable(
             f"every latent site ({', '.join(map(repr, summed))}) is discrete, so there is no gradient to "
@@ -347,9 +340,7 @@ def check_sites(program: Program, args: tuple, kwargs: dict) -> list[str]:
     return summed
 
 
-def prepare(
-    program: Program, args: tuple, kwargs: dict
-) -> tuple[_Counted, dict[str, Any], dict[str, Tensor]]:
+def prepare(program: Program, args: tuple, kwargs: dict) -> tuple[_Counted, dict[str, Any], dict[str, Tensor]]:
     """Pyro's potential (counted), its transforms {site: to the unconstrained space}, and a starting point
     with finite gradient.
     """
@@ -361,9 +352,7 @@ def prepare(
     for _ in range(_TRIES):
         with torch.no_grad():
             nodes = dict(poutine.trace(story).get_trace(*args, **kwargs).nodes)
-            start = {
-                site: to_real(nodes[site]["value"]).detach().clone() for site, to_real in transforms.items()
-            }
+            start = {site: to_real(nodes[site]["value"]).detach().clone() for site, to_real in transforms.items()}
         gradient, energy = potential_grad(counted, start)
         if torch.isfinite(energy) and all(bool(value.isfinite().all()) for value in gradient.values()):
             return counted, transforms, start
@@ -400,9 +389,7 @@ def _no_start(program: Program, nodes: dict[str, Any]) -> str:
 # -- deterministic sites -------------------------------------------------------------------------------------
 
 
-def _deterministic(
-    program: Program, args: tuple, kwargs: dict, draws: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _deterministic(program: Program, args: tuple, kwargs: dict, draws: dict[str, Tensor]) -> dict[str, Tensor]:
     """{site: [chain, draw, *shape]} of the program's deterministic sites; those that depend on summed-out
     sites are left out.
     """
@@ -419,9 +406,7 @@ def _deterministic(
             return {}
         first, second = _mapped(values, flat, chains * count), _mapped(values, flat, chains * count)
     return {
-        name: value.unflatten(0, (chains, count))
-        for name, value in first.items()
-        if torch.equal(value, second[name])
+        name: value.unflatten(0, (chains, count)) for name, value in first.items() if torch.equal(value, second[name])
     }
 
 

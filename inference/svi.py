@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -38,9 +46,10 @@ class SVI(GradientLearner):
     a program with global latent sites stays unbiased.
 
     Arguments:
-        elbo: "trace" (any guide; without one the latent sites, if discrete, are summed out), "mean_field" (analytic KL; the guide must factorise like the model), "enum" (discrete sites summed out),
-            "graph" (Rao-Blackwellised score function), "renyi" (Pyro's importance-weighted bound of `particles` draws, which weights
-            draws of the whole batch, not of each example), or any `pyro.infer.ELBO` object.
+        elbo: "trace" (any guide; without one the latent sites, if discrete, are summed out), "mean_field" (analytic KL; the
+            guide must factorise like the model), "enum" (discrete sites summed out), "graph" (Rao-Blackwellised score function),
+            "renyi" (Pyro's importance-weighted bound of `particles` draws, which weights draws of the whole batch, not of each
+            example), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
         kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
         guide: the name of one of Pyro's autoguides, for a program without a guide ("AutoNormal" unless given).
@@ -65,11 +74,17 @@ class SVI(GradientLearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.elbo, ELBO) and self.elbo not in _ELBOS:
-            raise ProgramError(f"SVI: elbo must be one of {', '.join(_ELBOS)} or a pyro.infer.ELBO object, but it is {self.elbo!r}.")
+            raise ProgramError(
+                f"SVI: elbo must be one of {', '.join(_ELBOS)} or a pyro.infer.ELBO object, but it is {self.elbo!r}."
+            )
         if self.particles < 1 or (self.elbo == "renyi" and self.particles < 2):
-            raise ProgramError(f"SVI: particles must be at least {2 if self.elbo == 'renyi' else 1}, but it is {self.particles}.")
+            raise ProgramError(
+                f"SVI: particles must be at least {2 if self.elbo == 'renyi' else 1}, but it is {self.particles}."
+            )
         if self.elbo == "enum" and self.kl_weight != 1.0:
-            raise ProgramError("SVI: kl_weight has no meaning for elbo='enum', whose discrete sites are summed out; leave it at 1.")
+            raise ProgramError(
+                "SVI: kl_weight has no meaning for elbo='enum', whose discrete sites are summed out; leave it at 1."
+            )
 
     @property
     def aim(self) -> str:
@@ -105,12 +120,22 @@ class _NegativeELBO:
 
     def __init__(self, options: SVI, program: Program, total: int, kl_weight: float | Callable[[int], float]) -> None:
         self.kl_weight = kl_weight
-        self.weight: Tensor | None = None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
+        self.weight: Tensor | None = (
+            None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
+        )
         self.live = [] if self.weight is None else [self.weight]
-        name = "enum" if options.elbo == "trace" and not program.has_guide else options.elbo  # without a guide all is summed out
+        name = (
+            "enum" if options.elbo == "trace" and not program.has_guide else options.elbo
+        )  # without a guide all is summed out
         self.elbo: Any = name if isinstance(name, ELBO) else _elbo(name, options.particles)
-        self.joint = isinstance(self.elbo, RenyiELBO)  # its average is of weights, so that log densities must not be scaled inside it
-        story = config_enumerate(program.run_model, "parallel") if isinstance(self.elbo, TraceEnum_ELBO) else program.run_model
+        self.joint = isinstance(
+            self.elbo, RenyiELBO
+        )  # its average is of weights, so that log densities must not be scaled inside it
+        story = (
+            config_enumerate(program.run_model, "parallel")
+            if isinstance(self.elbo, TraceEnum_ELBO)
+            else program.run_model
+        )
         self.model = self._scaled(story, total)
         self.guide = self._scaled(program.run_guide, total) if program.has_guide else _empty_guide
 
@@ -158,8 +183,12 @@ class _PerExample(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         data = next((frame for frame in msg["cond_indep_stack"] if frame.name == "data"), None)
-        own_subsampling = data is not None and data.size != self.rows  # the program draws its own minibatches and rescales them itself
-        msg["scale"] = msg["scale"] * (self.unit / (self.rows if data is not None and not own_subsampling else self.total))
+        own_subsampling = (
+            data is not None and data.size != self.rows
+        )  # the program draws its own minibatches and rescales them itself
+        msg["scale"] = msg["scale"] * (
+            self.unit / (self.rows if data is not None and not own_subsampling else self.total)
+        )
         if self.weight is not None and not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.weight
 

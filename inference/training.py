@@ -26,7 +26,12 @@ from .checkpoint import read_checkpoint, write_checkpoint
 __all__ = ["GradientLearner", "Objective"]
 
 Objective = Callable[..., Any]  # a tensor to differentiate; for validation, a number will do
-_OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax, "sgd": torch.optim.SGD}
+_OPTIMISERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "sgd": torch.optim.SGD,
+}
 
 
 @dataclass
@@ -87,10 +92,16 @@ class GradientLearner:
             ("average", self.average is None or 0 < self.average < 1, "None or between 0 and 1"),
             ("patience", self.patience is None or self.patience >= 1, "None or at least 1"),
             ("backend", self.backend in ("eager", "inductor", "python"), "'eager', 'inductor' or 'python'"),
-            ("optim", not isinstance(self.optim, str) or self.optim in _OPTIMISERS, f"one of {', '.join(_OPTIMISERS)}, or an optimiser"),
+            (
+                "optim",
+                not isinstance(self.optim, str) or self.optim in _OPTIMISERS,
+                f"one of {', '.join(_OPTIMISERS)}, or an optimiser",
+            ),
         ):
             if not good:
-                raise ProgramError(f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+                raise ProgramError(
+                    f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}."
+                )
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
 
@@ -134,11 +145,15 @@ class GradientLearner:
         """Learn; see `ppl_dgm.learn`."""
         begun = time.perf_counter()
         if kwargs:
-            raise ProgramError(f"{type(self).__name__} passes positional arguments to the program, not {', '.join(kwargs)}; give them in order.")
+            raise ProgramError(
+                f"{type(self).__name__} passes positional arguments to the program, not {', '.join(kwargs)}; give them in order."
+            )
         rows, valid = self._split(data, valid)
         arguments, total = (rows, *args), len(rows) if isinstance(rows, Tensor) and rows.dim() else 1
         batch_size = min(self.batch_size or total, total)
-        start = getattr(program, "start", None)  # a program may begin from something simple about its data, such as their means
+        start = getattr(
+            program, "start", None
+        )  # a program may begin from something simple about its data, such as their means
         if start is not None:
             start(rows)
         program.train()
@@ -146,10 +161,14 @@ class GradientLearner:
         with program.running():  # also where `prepare` has put a guide around it
             return self._learn(program, arguments, total, batch_size, valid, begun)
 
-    def _learn(self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, begun: float) -> Fit:
+    def _learn(
+        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, begun: float
+    ) -> Fit:
         parameters = [p for p in program.parameters() if p.requires_grad]
         if not parameters:
-            raise ProgramError(f"{program.name!r} has no parameters to learn: use pyro.param, pyro.module, or attributes of a Program.")
+            raise ProgramError(
+                f"{program.name!r} has no parameters to learn: use pyro.param, pyro.module, or attributes of a Program."
+            )
         objective = self.objective(program, total)
         live = [*program.parameters(), *program.buffers(), *getattr(objective, "live", ())]
         step = _Step(self.gradients(program, objective, parameters), arguments, live, self.backend)
@@ -159,7 +178,9 @@ class GradientLearner:
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             read_checkpoint(self.checkpoint, program, parameters, optimiser, state, getattr(objective, "live", ()))
             begun -= state.seconds
-        stopped = self._epochs(program, arguments, total, batch_size, valid, step, objective, validate, optimiser, parameters, state, begun)
+        stopped = self._epochs(
+            program, arguments, total, batch_size, valid, step, objective, validate, optimiser, parameters, state, begun
+        )
         if state.best_state:
             program.load_state_dict(state.best_state)
         elif self.average:
@@ -188,8 +209,12 @@ class GradientLearner:
                 row["seconds"] = state.seconds = time.perf_counter() - begun
                 state.rows.append(row)
                 report(**{k: v for k, v in row.items() if k in ("objective", "valid")})
-                if self.checkpoint is not None and (time.perf_counter() - saved >= self.checkpoint_seconds or state.epoch == self.epochs):
-                    write_checkpoint(self.checkpoint, program, parameters, optimiser, state, getattr(objective, "live", ()))
+                if self.checkpoint is not None and (
+                    time.perf_counter() - saved >= self.checkpoint_seconds or state.epoch == self.epochs
+                ):
+                    write_checkpoint(
+                        self.checkpoint, program, parameters, optimiser, state, getattr(objective, "live", ())
+                    )
                     saved = time.perf_counter()
         return f"all {self.epochs} epochs done"
 
@@ -223,7 +248,9 @@ class GradientLearner:
             self._stop(program, batch, state, mean)
         return mean
 
-    def _validate(self, program: Program, valid: Any, validate: Objective, parameters: Sequence[Tensor], state: State) -> float:
+    def _validate(
+        self, program: Program, valid: Any, validate: Objective, parameters: Sequence[Tensor], state: State
+    ) -> float:
         if self.average:
             _swap(parameters, state.average)
         with torch.no_grad(), seeded(0), evaluating(program):
@@ -241,7 +268,13 @@ class GradientLearner:
         where = first_nonfinite(program, batch) or "no site alone is to blame: the gradient was"
         if state.best_state:
             program.load_state_dict(state.best_state)
-        fit = Fit(program, pd.DataFrame(state.rows), "the objective was not finite", Cost(state.steps, state.seconds), self.aim)
+        fit = Fit(
+            program,
+            pd.DataFrame(state.rows),
+            "the objective was not finite",
+            Cost(state.steps, state.seconds),
+            self.aim,
+        )
         raise NumericalError(
             f"learning {program.name!r} stopped in epoch {state.epoch}, step {state.steps + 1}: the objective is {loss}; {where}; "
             f"try a smaller lr than {self.lr:g}, clip=1.0, or data of a smaller scale.", fit,
@@ -256,7 +289,9 @@ class GradientLearner:
         if self.patience is None or valid is not None or not isinstance(data, Tensor) or not data.dim():
             return data, valid
         if len(data) < 10:
-            raise DataError(f"patience={self.patience} needs a validation split, and {len(data)} rows are too few to hold one out; pass valid=....")
+            raise DataError(
+                f"patience={self.patience} needs a validation split, and {len(data)} rows are too few to hold one out; pass valid=...."
+            )
         order = torch.randperm(len(data), device=data.device)
         held = max(1, len(data) // 10)
         return data[order[held:]], data[order[:held]]
@@ -267,7 +302,9 @@ class GradientLearner:
         if not isinstance(self.optim, str):
             optimiser = self.optim(parameters)
             if not isinstance(optimiser, torch.optim.Optimizer):
-                raise ProgramError(f"optim: the callable must return a torch.optim.Optimizer, but it returned a {type(optimiser).__name__}.")
+                raise ProgramError(
+                    f"optim: the callable must return a torch.optim.Optimizer, but it returned a {type(optimiser).__name__}."
+                )
             return optimiser
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.optim in ("adam", "adamw") and all(p.is_floating_point() for p in parameters):

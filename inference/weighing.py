@@ -150,9 +150,7 @@ class Weighing:
         assert self.size is not None
         if not any(_has_rows(a, self.size) for a in (*self.args, *self.kwargs.values())):
             return False
-        count = (
-            3 if self.size == 2 else 2
-        )  # differs from the plate's size, lest a size written in go unnoticed
+        count = 3 if self.size == 2 else 2  # differs from the plate's size, lest a size written in go unnoticed
         try:
             drawn, story = self._traces(*self._rows(slice(0, 1), count))
         except (RuntimeError, ValueError, IndexError):  # whatever a program says to rows that do not fit it

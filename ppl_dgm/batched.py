@@ -43,7 +43,9 @@ def batched_runs(function: Callable[..., T], count: int, *each: Any) -> T:
     """
     before = _foreign_states()
     with torch.no_grad(), pyro.validation_enabled(False), _batchable(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*batching rule", category=UserWarning)  # slower than it could be, and still right
+        warnings.filterwarnings(
+            "ignore", message=".*batching rule", category=UserWarning
+        )  # slower than it could be, and still right
         result = torch.func.vmap(lambda _, *row: function(*row), randomness="different")(torch.zeros(count), *each)
     if _foreign_states() != before:
         raise RuntimeError("the function drew from Python's or NumPy's generator, the same numbers for all runs")

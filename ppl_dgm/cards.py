@@ -42,7 +42,14 @@ class Card:
     def rows(self) -> list[dict[str, Any]]:
         """The table as records, for JSON."""
         return [
-            {"task": task, "kind": a.kind, "how": a.how, "passes": a.passes, "depth": a.depth, "seconds": self.seconds.get(task)}
+            {
+                "task": task,
+                "kind": a.kind,
+                "how": a.how,
+                "passes": a.passes,
+                "depth": a.depth,
+                "seconds": self.seconds.get(task),
+            }
             for task, a in self.answers.items()
         ]
 
@@ -93,7 +100,11 @@ def card(program: Any, *args: Any, guide: Any = None, **kwargs: Any) -> Card:
 def count_passes(program: Program, *args: Any, **kwargs: Any) -> int | None:
     """How often the busiest network runs for one sample, counted while one is drawn; None where no network (a module) runs."""
     calls: Counter[int] = Counter()
-    hooks = [m.register_forward_hook(lambda module, *_: calls.update([id(module)])) for m in program.modules() if m is not program]
+    hooks = [
+        m.register_forward_hook(lambda module, *_: calls.update([id(module)]))
+        for m in program.modules()
+        if m is not program
+    ]
     try:
         with torch.no_grad(), evaluating(program):
             sample(program, 1, *args, seed=0, **kwargs)
@@ -115,7 +126,9 @@ def _general(program: Program, task: str, args: tuple, kwargs: dict) -> Answer:
         return Answer("exact", "ancestral: the program run forward", None, None)
     if task == "learn":
         method = program.default_method("learn")
-        return Answer("approximate", getattr(resolve(method), "aim", "its own learner") if method else "ELBO by SVI", None, None)
+        return Answer(
+            "approximate", getattr(resolve(method), "aim", "its own learner") if method else "ELBO by SVI", None, None
+        )
     try:
         with torch.no_grad(), seeded(0), program.running(), evaluating(program):
             latent = latent_sites(poutine.trace(program.run_model).get_trace(*args, **kwargs))

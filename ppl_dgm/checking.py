@@ -99,7 +99,9 @@ def check(program: Any, *args: Any, guide: Any = None, **kwargs: Any) -> Report:
             _describe(trace, report)
             _check_sites(trace, report)
             _check_stability(program, args, kwargs, trace, report)
-            if program.has_guide and not args and program.observed is not None:  # a guide wants observations: those just drawn
+            if (
+                program.has_guide and not args and program.observed is not None
+            ):  # a guide wants observations: those just drawn
                 args = (trace.nodes[program.site]["value"],)
                 observed = _run(program.run_model, args, kwargs, report, "model")
                 trace = trace if observed is None else observed
@@ -148,7 +150,11 @@ def _sentence(error: Exception, last: _LastSite, args: tuple, what: str) -> str:
             )
         return f"site {name!r} is drawn twice in one run; every site needs a name of its own, e.g. f'{name}_{{i}}' in a loop."
     if "collide at dim" in text:
-        one, other, dim = _between(text, 'plates "', '"'), _between(text, 'and "', '"'), _between(text, "collide at dim=", " ")
+        one, other, dim = (
+            _between(text, 'plates "', '"'),
+            _between(text, 'and "', '"'),
+            _between(text, "collide at dim=", " "),
+        )
         return f"the plates {one!r} and {other!r} share the dimension {dim}; give one of them another, e.g. pyro.plate({one!r}, ..., dim={int(dim) - 1})."
     if "within the support" in text:
         return f"{place}: its value lies outside the support of {_name(last.fn)}; {_support_hint(last.fn)}."
@@ -214,7 +220,12 @@ def _words(support: Any) -> str:
     if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
         kind = "an integer" if getattr(support, "is_discrete", False) else "a number"
         return f"{kind} from {_number(support.lower_bound)} to {_number(support.upper_bound)}"
-    plain = {"Real": "a real number", "Boolean": "0 or 1", "Positive": "a positive number", "Simplex": "a vector that sums to one"}
+    plain = {
+        "Real": "a real number",
+        "Boolean": "0 or 1",
+        "Positive": "a positive number",
+        "Simplex": "a vector that sums to one",
+    }
     if hasattr(support, "lower_bound"):
         return f"a number above {_number(support.lower_bound)}"
     return plain.get(name, name.lower())
@@ -230,7 +241,9 @@ def _number(value: Any) -> str:
 def _describe(trace: Any, report: Report) -> None:
     for name, node in trace.nodes.items():
         if node["type"] == "param":
-            report.sites.append(Site(name.replace("$$$", "."), "parameter", "", str(tuple(node["value"].shape)), "", ""))
+            report.sites.append(
+                Site(name.replace("$$$", "."), "parameter", "", str(tuple(node["value"].shape)), "", "")
+            )
         if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
             continue
         fn = node["fn"]
@@ -258,7 +271,9 @@ def _check_sites(trace: Any, report: Report) -> None:
             continue
         if value.is_floating_point() and not value.isfinite().all():
             where = tuple((~value.isfinite()).nonzero()[0].tolist())
-            report.problems.append(f"site {name!r}: its value is {float(value[where])} at index {where}; remove or impute such entries.")
+            report.problems.append(
+                f"site {name!r}: its value is {float(value[where])} at index {where}; remove or impute such entries."
+            )
             continue
         expected = tuple(fn.shape())
         if tuple(value.shape) != expected:
@@ -270,12 +285,23 @@ def _check_sites(trace: Any, report: Report) -> None:
             report.problems.append(f"site {name!r}: {outside_support(fn, value)}.")
             continue
         except NotImplementedError:
-            report.problems.append(f"site {name!r}: its distribution {_name(fn)} has no log density; give it a method log_prob, or use another.")
+            report.problems.append(
+                f"site {name!r}: its distribution {_name(fn)} has no log density; give it a method log_prob, or use another."
+            )
             continue
-        if bool((log_prob == -torch.inf).any()) and not log_prob.isnan().any() and node["is_observed"] and latent_sites(trace):
-            report.notes.append(f"site {name!r} has probability zero under one draw of the prior: samplers that start from the prior will not move.")
+        if (
+            bool((log_prob == -torch.inf).any())
+            and not log_prob.isnan().any()
+            and node["is_observed"]
+            and latent_sites(trace)
+        ):
+            report.notes.append(
+                f"site {name!r} has probability zero under one draw of the prior: samplers that start from the prior will not move."
+            )
         elif not log_prob.isfinite().all():
-            report.problems.append(f"site {name!r}: its log density is {_first_bad(log_prob)}; {_support_hint(fn)}, and check its parameters.")
+            report.problems.append(
+                f"site {name!r}: its log density is {_first_bad(log_prob)}; {_support_hint(fn)}, and check its parameters."
+            )
         declared = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
         loose = [d for d in range(-len(fn.batch_shape), 0) if fn.batch_shape[d] > 1 and d not in declared]
         if loose:
@@ -287,7 +313,14 @@ def _check_sites(trace: Any, report: Report) -> None:
 
 def _shape_sentence(name: str, node: dict, found: tuple, expected: tuple) -> str:
     """Observations that fit a site only by broadcasting, or not at all."""
-    plate = next((f for f in node["cond_indep_stack"] if f.vectorized and found and len(found) == len(expected) and f.size not in found), None)
+    plate = next(
+        (
+            f
+            for f in node["cond_indep_stack"]
+            if f.vectorized and found and len(found) == len(expected) and f.size not in found
+        ),
+        None,
+    )
     if plate is not None:
         return (
             f"site {name!r}: its shape {found} does not fit the plate {plate.name!r} of size {plate.size}; "
@@ -320,7 +353,9 @@ def _check_stability(program: Program, args: tuple, kwargs: dict, trace: Any, re
         other = _run(program.run_model, args, kwargs, Report(program.name), "model")
     if other is not None and set(other.nodes) != set(trace.nodes):
         differing = min(set(other.nodes) ^ set(trace.nodes))
-        report.notes.append(f"the structure differs from run to run (site {differing!r} is not always there): use methods that allow it, such as 'svi'.")
+        report.notes.append(
+            f"the structure differs from run to run (site {differing!r} is not always there): use methods that allow it, such as 'svi'."
+        )
 
 
 def _check_guide(program: Program, args: tuple, kwargs: dict, trace: Any, report: Report) -> None:
@@ -331,13 +366,19 @@ def _check_guide(program: Program, args: tuple, kwargs: dict, trace: Any, report
     latent = {name for name, node in every.items() if not node["infer"].get("enumerate")}
     mine = {name for name, node in latent_sites(drawn).items() if not node["infer"].get("is_auxiliary")}
     for name in sorted(latent - mine):
-        report.problems.append(f"the guide does not draw the latent site {name!r}; add pyro.sample({name!r}, ...) to it.")
+        report.problems.append(
+            f"the guide does not draw the latent site {name!r}; add pyro.sample({name!r}, ...) to it."
+        )
     for name in sorted(mine - set(every)):
-        report.problems.append(f"the guide draws {name!r}, which is no latent site of the model; rename it, or mark it infer={{'is_auxiliary': True}}.")
+        report.problems.append(
+            f"the guide draws {name!r}, which is no latent site of the model; rename it, or mark it infer={{'is_auxiliary': True}}."
+        )
     for name in sorted(mine & set(every)):
         guide_shape, model_shape = tuple(drawn.nodes[name]["fn"].shape()), tuple(trace.nodes[name]["fn"].shape())
         if guide_shape != model_shape:
-            report.problems.append(f"site {name!r} has shape {guide_shape} in the guide and {model_shape} in the model; make them equal.")
+            report.problems.append(
+                f"site {name!r} has shape {guide_shape} in the guide and {model_shape} in the model; make them equal."
+            )
             continue
         fn, value = trace.nodes[name]["fn"], drawn.nodes[name]["value"]
         if not fn.support.check(value).all():
@@ -376,7 +417,11 @@ def _nonfinite_site(trace: Any) -> str | None:
             value = getattr(fn, argument, None)
             if isinstance(value, Tensor) and not value.isfinite().all():
                 return f"site {name!r} ({_name(node['fn'])}) has {argument} = {_first_bad(value)}"
-        if isinstance(node["value"], Tensor) and node["value"].is_floating_point() and not node["value"].isfinite().all():
+        if (
+            isinstance(node["value"], Tensor)
+            and node["value"].is_floating_point()
+            and not node["value"].isfinite().all()
+        ):
             return f"site {name!r} has the value {_first_bad(node['value'])}"
         log_prob = node["fn"].log_prob(node["value"])
         if not log_prob.isfinite().all():

@@ -24,9 +24,13 @@ _INTERRUPTED = "interrupted; a learner with a checkpoint goes on when the same c
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda.")]
-Data = Annotated[str | None, typer.Option(help="digits, moons, ..., mnist, nltcs, ..., or a .csv, .npy, .npz or .parquet file.")]
+Data = Annotated[
+    str | None, typer.Option(help="digits, moons, ..., mnist, nltcs, ..., or a .csv, .npy, .npz or .parquet file.")
+]
 Split = Annotated[str, typer.Option(help="train, valid or test.")]
-Options = Annotated[list[str] | None, typer.Option("--set", help="Constructor argument, e.g. --set latent=8; may be repeated.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", help="Constructor argument, e.g. --set latent=8; may be repeated.")
+]
 
 
 @app.command()
@@ -40,8 +44,17 @@ def models(as_json: Json = False) -> None:
     for name in zoo.names():
         program = zoo.find(name)
         answers = card(_small(program, {})).answers
-        rows.append({"model": name, "summary": _first_line(program), **{task: a.kind.replace("_", " ") for task, a in answers.items()}})
-    text = table(("model", "sample", "score", "infer", "what it is"), [[r["model"], r["sample"], r["score"], r["infer"], r["summary"]] for r in rows])
+        rows.append(
+            {
+                "model": name,
+                "summary": _first_line(program),
+                **{task: a.kind.replace("_", " ") for task, a in answers.items()},
+            }
+        )
+    text = table(
+        ("model", "sample", "score", "infer", "what it is"),
+        [[r["model"], r["sample"], r["score"], r["infer"], r["summary"]] for r in rows],
+    )
     _say(rows, text, as_json)
 
 
@@ -67,11 +80,26 @@ def learn(
     dataset = _dataset(data, binarise)
     program_class = dgm.models.find(model)
     with seeded(seed):  # initial weights
-        program = program_class(**_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values))
+        program = program_class(
+            **_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values)
+        )
     learner = _learner(program, method, epochs, out)
-    about = {"model": type(program).__name__, "data": data, "binarise": binarise, "seed": seed, "config": program.config, "learner": type(learner).__name__}
-    if (out / "checkpoint.safetensors").exists() and (not (out / "run.json").exists() or load_json(out / "run.json") != about):
-        raise FileError(f"{out / 'checkpoint.safetensors'} belongs to another run than this command's; remove it, or choose another --out.")
+    about = {
+        "model": type(program).__name__,
+        "data": data,
+        "binarise": binarise,
+        "seed": seed,
+        "config": program.config,
+        "learner": type(learner).__name__,
+    }
+    if (
+        (out / "checkpoint.safetensors").exists()
+        and (out / "run.json").exists()
+        and load_json(out / "run.json") != about
+    ):
+        raise FileError(
+            f"{out / 'checkpoint.safetensors'} belongs to another run than this command's; remove it, or choose another --out."
+        )
     save_json(out / "run.json", about)
     fit = dgm.learn(program, dataset, method=learner, seed=seed, device=device)
     fit.save(out)
@@ -82,7 +110,11 @@ def learn(
     best = fit.history.iloc[-1] if "valid" not in fit.history else fit.history.loc[fit.history["valid"].idxmin()]
     summary = {"out": str(out), "objective": fit.objective, "stopped": fit.stopped, **vars(fit.cost), **best.to_dict()}
     numbers = ", ".join(f"{k} {best[k]:.3f}" for k in ("objective", "valid") if k in best)
-    _say(summary, f"{program.name}: {fit.stopped}; best epoch {best['epoch']:.0f}: {numbers} ({fit.objective}); {fit.cost.seconds:.1f} s; {out}", as_json)
+    _say(
+        summary,
+        f"{program.name}: {fit.stopped}; best epoch {best['epoch']:.0f}: {numbers} ({fit.objective}); {fit.cost.seconds:.1f} s; {out}",
+        as_json,
+    )
 
 
 @app.command()
@@ -98,10 +130,23 @@ def score(
     program, dataset, name = _load(run, data)
     result = dgm.score(program, _split(dataset, split), method=method, seed=seed, device=device)
     mean = result.mean()
-    row = {"data": name, "split": split, "examples": len(result), "kind": mean.kind, "nats": mean.value, "stderr": mean.stderr, "how": result.how, "seed": seed}
+    row = {
+        "data": name,
+        "split": split,
+        "examples": len(result),
+        "kind": mean.kind,
+        "nats": mean.value,
+        "stderr": mean.stderr,
+        "how": result.how,
+        "seed": seed,
+    }
     scores = load_json(run / "scores.json") if (run / "scores.json").exists() else []
     save_json(run / "scores.json", [*scores, row])
-    _say(row, f"{name} {split} ({len(result)} examples): {mean} nats per example{', ' + result.how if result.how else ''}", as_json)
+    _say(
+        row,
+        f"{name} {split} ({len(result)} examples): {mean} nats per example{', ' + result.how if result.how else ''}",
+        as_json,
+    )
 
 
 @app.command()
@@ -117,14 +162,18 @@ def sample(
 
     program, dataset, name = _load(run, None)
     x = dgm.sample(program, n, seed=seed, device=device)[program.site]
-    figure = plots.picture(x, dataset.shape, dataset.values, f"{n} samples of {program.name} learned on {name}", dataset.test)
+    figure = plots.picture(
+        x, dataset.shape, dataset.values, f"{n} samples of {program.name} learned on {name}", dataset.test
+    )
     path = out or run / ("samples.png" if figure is not None else "samples.csv")
     if path.suffix in (".csv", ".npy"):
         dgm.data.write(path, x, dataset.columns)
     elif figure is not None:
         plots.save(figure, path)
     else:
-        raise DataError(f"samples with {x.shape[-1]} columns have no picture; give --out a name that ends in .csv or .npy.")
+        raise DataError(
+            f"samples with {x.shape[-1]} columns have no picture; give --out a name that ends in .csv or .npy."
+        )
     _say({"out": str(path), "n": n, "shape": list(x.shape)}, f"{n} samples: {path}", as_json)
 
 
@@ -201,7 +250,12 @@ def diagram_command(
     program, args = _program(model, data, options)
     drawn = diagram(program, *args, guide=guide, distributions=distributions, orientation=orientation)
     path = drawn.save(out)
-    record = {"out": str(path), "nodes": list(drawn.scene.nodes), "edges": len(drawn.scene.edges), "plates": sorted({p.name for p in drawn.scene.plates})}
+    record = {
+        "out": str(path),
+        "nodes": list(drawn.scene.nodes),
+        "edges": len(drawn.scene.edges),
+        "plates": sorted({p.name for p in drawn.scene.plates}),
+    }
     _say(record, f"{drawn}: {path}", as_json)
 
 
@@ -248,14 +302,18 @@ def _arguments(program: Any, given: dict[str, Any], **from_data: Any) -> dict[st
     told = {name: value for name, value in from_data.items() if name in known and value is not None}
     missing = [n for n, p in known.items() if p.default is p.empty and n not in told and n not in given]
     if missing:
-        raise ProgramError(f"{program.__name__} needs {missing[0]!r}, which the data do not tell; pass --set {missing[0]}=....")
+        raise ProgramError(
+            f"{program.__name__} needs {missing[0]!r}, which the data do not tell; pass --set {missing[0]}=...."
+        )
     return {**told, **given}
 
 
 def _small(program: Any, given: dict[str, Any]) -> Any:
     """A program of some size, where there are no data to tell it; what it answers does not depend on it."""
     known = inspect.signature(program).parameters
-    sizes = {n: 2 for n, p in known.items() if p.default is p.empty} | {n: v for n, v in (("observed", 8), ("values", 4)) if n in known}
+    sizes = {n: 2 for n, p in known.items() if p.default is p.empty} | {
+        n: v for n, v in (("observed", 8), ("values", 4)) if n in known
+    }
     return program(**_arguments(program, sizes | given))
 
 
@@ -280,7 +338,10 @@ def _dataset(name: str, binarise: float | None = None) -> Any:
     dataset = data.load(name)
     if binarise is None:
         return dataset
-    cut = {split: (getattr(dataset, split) >= binarise).to(getattr(dataset, split).dtype) for split in ("train", "valid", "test")}
+    cut = {
+        split: (getattr(dataset, split) >= binarise).to(getattr(dataset, split).dtype)
+        for split in ("train", "valid", "test")
+    }
     return dataclasses.replace(dataset, **cut, values=2)
 
 
@@ -336,7 +397,9 @@ def _function(place: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):
-        raise ProgramError(f"{path} has no function {name!r}; it has {', '.join(k for k, v in vars(module).items() if callable(v))}.")
+        raise ProgramError(
+            f"{path} has no function {name!r}; it has {', '.join(k for k, v in vars(module).items() if callable(v))}."
+        )
     return getattr(module, name)
 
 

@@ -89,9 +89,7 @@ class LogDensity:
         **kwargs: Any,
     ) -> None:
         if vectorize is not None and vectorize not in _ROUTES:
-            raise ProgramError(
-                f"vectorize must be one of {', '.join(map(repr, _ROUTES))}, but it is {vectorize!r}."
-            )
+            raise ProgramError(f"vectorize must be one of {', '.join(map(repr, _ROUTES))}, but it is {vectorize!r}.")
         self.program = as_program(program)
         self.backend = backend
         self.path, self.reason = "recorded", ""
@@ -275,8 +273,7 @@ class LogDensity:
         with self._context():
             blamed = worst_site(self._joint, z[bad])
         raise NumericalError(
-            f"no starting point of {_TRIES} has a finite density and gradient in {self.program.name!r}: "
-            f"{blamed}."
+            f"no starting point of {_TRIES} has a finite density and gradient in {self.program.name!r}: {blamed}."
         )
 
     def _uniform(self, chains: int, radius: float) -> Tensor:
@@ -295,8 +292,7 @@ class LogDensity:
         flat = z.reshape(-1, self.dim)
         if self._fixed and not self.deterministic:
             draws = {
-                name: site.transform(flat[:, site.place].reshape(-1, *site.shape))
-                for name, site in self.sites.items()
+                name: site.transform(flat[:, site.place].reshape(-1, *site.shape)) for name, site in self.sites.items()
             }
             return {name: value.reshape(*lead, *value.shape[1:]) for name, value in draws.items()}, {}
         parts = [self._mapped(self._joint.values, rows) for rows in flat.split(_ROWS)]
@@ -304,9 +300,7 @@ class LogDensity:
         for which in range(2):
             names = parts[0][which]
             both.append({name: torch.cat([part[which][name] for part in parts]) for name in names})
-        return tuple(
-            {name: value.reshape(*lead, *value.shape[1:]) for name, value in part.items()} for part in both
-        )  # type: ignore[return-value]
+        return tuple({name: value.reshape(*lead, *value.shape[1:]) for name, value in part.items()} for part in both)  # type: ignore[return-value]
 
     def unconstrain(self, draws: dict[str, Tensor]) -> Tensor:
         """The points [..., d] of R^d at which the latent sites have these values, the inverse of `constrain`.
@@ -326,10 +320,7 @@ class LogDensity:
             for name, site in self.sites.items()
         }
         if self._fixed:
-            parts = [
-                site.transform.inv(flat[name]).reshape(len(flat[name]), -1)
-                for name, site in self.sites.items()
-            ]
+            parts = [site.transform.inv(flat[name]).reshape(len(flat[name]), -1) for name, site in self.sites.items()]
             return torch.cat(parts, 1).reshape(*lead, self.dim)
         return self._mapped(self._joint.coordinates, flat).reshape(*lead, self.dim)
 

@@ -60,7 +60,9 @@ def load_json(path: str | os.PathLike) -> Any:
     except FileNotFoundError:
         raise FileError(f"there is no file {path}; check the folder's name.") from None
     except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror}); check the folder's name and its permissions.") from None
+        raise FileError(
+            f"{path} cannot be read ({error.strerror}); check the folder's name and its permissions."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is not a whole JSON file ({error}); restore it or save the result again.") from None
 

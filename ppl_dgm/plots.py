@@ -28,14 +28,18 @@ def images(x: Tensor, shape: tuple[int, int], columns: int = 16, values: int | N
     """
     height, width = shape
     if x.dim() != 2 or x.shape[1] != height * width:
-        raise DataError(f"images: x has shape {tuple(x.shape)}, but images of {height}x{width} need [n, {height * width}].")
+        raise DataError(
+            f"images: x has shape {tuple(x.shape)}, but images of {height}x{width} need [n, {height * width}]."
+        )
     tiles = x.detach().cpu().double().reshape(-1, height, width).numpy()
     lines = -(-len(tiles) // columns)
     top = float(values - 1) if values else float(tiles.max() or 1)
     grid = np.full((lines * (height + 1) + 1, columns * (width + 1) + 1), np.nan)  # a line of background between images
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
-        grid[row * (height + 1) + 1 : (row + 1) * (height + 1), column * (width + 1) + 1 : (column + 1) * (width + 1)] = tile
+        grid[
+            row * (height + 1) + 1 : (row + 1) * (height + 1), column * (width + 1) + 1 : (column + 1) * (width + 1)
+        ] = tile
     figure = Figure(figsize=(8, 8 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0)), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(np.ma.masked_invalid(grid), cmap="Greys", vmin=0, vmax=top, interpolation="nearest")
@@ -52,7 +56,13 @@ def points(x: Tensor, title: str = "", reference: Tensor | None = None) -> Figur
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     if reference is not None:
-        axes.scatter(reference[:, 0].detach().cpu().numpy(), reference[:, 1].detach().cpu().numpy(), s=4, color="0.75", label="data")
+        axes.scatter(
+            reference[:, 0].detach().cpu().numpy(),
+            reference[:, 1].detach().cpu().numpy(),
+            s=4,
+            color="0.75",
+            label="data",
+        )
     axes.scatter(x[:, 0].detach().cpu().numpy(), x[:, 1].detach().cpu().numpy(), s=4, color="black", label="samples")
     axes.set_aspect("equal")
     if reference is not None:
@@ -70,7 +80,9 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
         axes.plot(history["epoch"], history["valid"], color="black", label="validation")
         axes.plot(*history.loc[history["valid"].idxmin(), ["epoch", "valid"]], "o", color="black")
     # the first epochs are far above the rest and would flatten what matters
-    settled = history.iloc[len(history) // 10 :][[c for c in ("objective", "valid") if c in history]].to_numpy(dtype=float)
+    settled = history.iloc[len(history) // 10 :][[c for c in ("objective", "valid") if c in history]].to_numpy(
+        dtype=float
+    )
     if np.isfinite(settled).any():
         low, high = np.nanmin(settled), np.nanmax(settled)
         axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
@@ -97,7 +109,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def picture(x: Any, shape: tuple | None, values: int | None, title: str = "", reference: Tensor | None = None) -> Figure | None:
+def picture(
+    x: Any, shape: tuple | None, values: int | None, title: str = "", reference: Tensor | None = None
+) -> Figure | None:
     """The picture that fits: a grid of images, a scatter in the plane, or None for tables."""
     x = torch.as_tensor(x)
     if shape is not None and len(shape) == 2:

@@ -50,7 +50,9 @@ class _OwnParameters(Messenger):
         name, initial = msg["name"], msg["args"][1] if len(msg["args"]) > 1 else None
         if msg["done"] or msg.get("owned"):
             return
-        if isinstance(initial, nn.Parameter):  # of a module, which the program holds, or which a plain function closes over
+        if isinstance(
+            initial, nn.Parameter
+        ):  # of a module, which the program holds, or which a plain function closes over
             self._adopt(name, initial)
             msg["value"], msg["done"] = initial, True
             return
@@ -60,7 +62,9 @@ class _OwnParameters(Messenger):
             if _is_pyro_param(self.owner, name):
                 msg["owned"] = True  # a program that runs around this one must not take it for its own
                 return  # left to Pyro: an attribute of one of our modules, which holds its own value
-            if initial is None:  # left to Pyro: an attribute of a module that a plain function closes over, or a name without a value
+            if (
+                initial is None
+            ):  # left to Pyro: an attribute of a module that a plain function closes over, or a name without a value
                 store = pyro.get_param_store()
                 self._adopt(name, store._params.get(name), store._constraints.get(name, constraints.real))
                 return
@@ -103,7 +107,9 @@ def _key(name: str) -> str:
 def _is_pyro_param(owner: nn.Module, name: str) -> bool:
     """Whether `name` is Pyro's name of a `PyroParam` attribute of one of the owner's modules."""
     last = name.rpartition(".")[-1]
-    held = (m for m in owner.modules() if isinstance(m, PyroModule) and last in (getattr(m, "_pyro_params", None) or ()))
+    held = (
+        m for m in owner.modules() if isinstance(m, PyroModule) and last in (getattr(m, "_pyro_params", None) or ())
+    )
     return any(module._pyro_get_fullname(last) == name for module in held)
 
 
@@ -151,7 +157,9 @@ class Program(PyroModule):
             bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
             bound.apply_defaults()
             config = dict(list(bound.arguments.items())[1:])
-        except TypeError:  # copying makes an empty object first; a wrong call fails in __init__ with Python's own message
+        except (
+            TypeError
+        ):  # copying makes an empty object first; a wrong call fails in __init__ with Python's own message
             config = {}
         object.__setattr__(self, "config", config)
         return self
@@ -225,7 +233,9 @@ class Program(PyroModule):
     def run_guide(self, *args: Any, **kwargs: Any) -> Any:
         """The guide as a plain callable. Use inside `running`."""
         if not self.has_guide:
-            raise ProgramError(f"program {self.name!r} has no guide; pass guide=... (a function, or an autoguide's name such as 'AutoNormal').")
+            raise ProgramError(
+                f"program {self.name!r} has no guide; pass guide=... (a function, or an autoguide's name such as 'AutoNormal')."
+            )
         with self._pyro_context:
             return self.guide(*args, **kwargs)
 
@@ -261,7 +271,9 @@ class FunctionProgram(Program):
     def __init__(self, model: Callable, guide: Any = None, name: str | None = None) -> None:
         super().__init__()
         if not callable(model):
-            raise ProgramError(f"a program must be callable, but it is a {type(model).__name__}: pass the function itself, not what it returns.")
+            raise ProgramError(
+                f"a program must be callable, but it is a {type(model).__name__}: pass the function itself, not what it returns."
+            )
         if isinstance(guide, str):
             guide = _autoguide(guide, model)
         self._name: str = name or getattr(model, "__name__", None) or type(model).__name__
@@ -269,7 +281,9 @@ class FunctionProgram(Program):
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_guide", guide)
         # held in a list, so that modules which Pyro has run before keep their own names
-        self.parts = nn.ModuleList([part for part in (model, guide, getattr(model, "__self__", None)) if isinstance(part, nn.Module)])
+        self.parts = nn.ModuleList(
+            [part for part in (model, guide, getattr(model, "__self__", None)) if isinstance(part, nn.Module)]
+        )
 
     @property
     def name(self) -> str:
@@ -311,7 +325,11 @@ def _with_guide(program: Program, guide: Any) -> Program:
     """The same program, with its own parameters, under another guide."""
     story = program._model if isinstance(program, FunctionProgram) else program.run_model
     other = FunctionProgram(story, guide, program.name)
-    other.free_parameters, other.constraints, other.loaded = program.free_parameters, program.constraints, program.loaded
+    other.free_parameters, other.constraints, other.loaded = (
+        program.free_parameters,
+        program.constraints,
+        program.loaded,
+    )
     other._draws_n = program.draws_n
     for attribute in ("site", "observed", "support", "values", "allows_missing"):
         setattr(other, attribute, getattr(program, attribute))

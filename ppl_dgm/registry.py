@@ -59,7 +59,9 @@ def algorithm(name: str) -> Callable[[A], A]:
 
     def register(cls: A) -> A:
         if not is_dataclass(cls) or not hasattr(cls, "run"):
-            raise ProgramError(f"algorithm {name!r}: {cls.__name__} must be a dataclass with a method run(program, *args).")
+            raise ProgramError(
+                f"algorithm {name!r}: {cls.__name__} must be a dataclass with a method run(program, *args)."
+            )
         _registered[name] = cls
         return cls
 
@@ -96,5 +98,7 @@ def resolve(method: Any, **options: Any) -> Any:
         known = {field.name for field in fields(method)} if is_dataclass(method) else set()
         return method(**{name: value for name, value in options.items() if name in known})
     if not hasattr(method, "run"):
-        raise ProgramError(f"method must be a name or an object with a method run, but it is a {type(method).__name__}.")
+        raise ProgramError(
+            f"method must be a name or an object with a method run, but it is a {type(method).__name__}."
+        )
     return method

@@ -177,9 +177,15 @@ class Fit:
 
         folder = Path(folder)
         config, history = load_json(folder / "config.json"), load_json(folder / "history.json")
-        if not isinstance(config, dict) or not {"program", "config", "stopped", "objective", "cost", "notes"} <= config.keys():
+        if (
+            not isinstance(config, dict)
+            or not {"program", "config", "stopped", "objective", "cost", "notes"} <= config.keys()
+        ):
             raise FileError(f"{folder / 'config.json'} does not describe a learned program; is {folder} a run folder?")
-        if not isinstance(history, dict) or len({len(column) for column in history.values() if isinstance(column, list)}) > 1:
+        if (
+            not isinstance(history, dict)
+            or len({len(column) for column in history.values() if isinstance(column, list)}) > 1
+        ):
             raise FileError(f"{folder / 'history.json'} is no table of epochs; restore it from an earlier copy.")
         state, _ = load_tensors(folder / "weights.safetensors")
         if program is None:
@@ -189,12 +195,21 @@ class Fit:
             program = as_program(program, config["guide"])
         guide = getattr(program, "guide", None)
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None and not args:
-            raise FileError(f"{type(guide).__name__} makes its parameters when it first runs; pass load(folder, program=..., args=(the model's arguments,)).")
+            raise FileError(
+                f"{type(guide).__name__} makes its parameters when it first runs; pass load(folder, program=..., args=(the model's arguments,))."
+            )
         if args:
             with torch.no_grad(), seeded(0), program.running():
                 program.run_guide(*args) if program.has_guide else program.run_model(*args)
         program.load_parameters(state)
-        return cls(program, pd.DataFrame(history), config["stopped"], Cost.restored(config["cost"]), config["objective"], config["notes"])
+        return cls(
+            program,
+            pd.DataFrame(history),
+            config["stopped"],
+            Cost.restored(config["cost"]),
+            config["objective"],
+            config["notes"],
+        )
 
     def posterior(self, *args: Any, draws: int = 1000, seed: int | None = None, **kwargs: Any) -> "Posterior":
         """Draws from the learned guide for these arguments."""
@@ -216,13 +231,17 @@ def _rebuild(config: dict, folder: Path) -> Any:
     import ppl_dgm.models as zoo
 
     if config["program"] not in zoo.names():
-        raise FileError(f"the program {config['program']!r} in {folder} is not one of the zoo; pass load(folder, program=your_program).")
+        raise FileError(
+            f"the program {config['program']!r} in {folder} is not one of the zoo; pass load(folder, program=your_program)."
+        )
     if config["config"] is None:
         raise FileError(f"{folder} does not hold the constructor's arguments; pass load(folder, program=your_program).")
     try:
         return zoo.find(config["program"])(**config["config"])
     except TypeError as error:
-        raise FileError(f"the arguments in {folder / 'config.json'} do not make a {config['program']} ({error}); restore the file.") from None
+        raise FileError(
+            f"the arguments in {folder / 'config.json'} do not make a {config['program']} ({error}); restore the file."
+        ) from None
 
 
 @dataclass
@@ -269,7 +288,9 @@ class Posterior:
             raise ProgramError(f"the posterior has no site {site!r}; it has {', '.join(self.draws)}.")
         draws = self.draws[site]
         values = draws.flatten(0, 1).double()  # [draw, *shape]
-        dtype = draws.dtype if draws.is_floating_point() else torch.get_default_dtype()  # counts and categories have fractional means
+        dtype = (
+            draws.dtype if draws.is_floating_point() else torch.get_default_dtype()
+        )  # counts and categories have fractional means
         if self.log_weights is None:
             return values.mean(0).to(dtype)
         weights = torch.softmax(self.log_weights.double(), 0)  # [draw] or [draw, batch]
@@ -280,7 +301,9 @@ class Posterior:
         if self.log_weights is None:
             return self
         with seeded(seed):
-            picked = torch.distributions.Categorical(logits=self.log_weights.mT if self.log_weights.dim() > 1 else self.log_weights)
+            picked = torch.distributions.Categorical(
+                logits=self.log_weights.mT if self.log_weights.dim() > 1 else self.log_weights
+            )
             rows = picked.sample((len(self.log_weights),))  # [draw] or [draw, batch]
 
         def again(values: Tensor) -> Tensor:
@@ -290,7 +313,9 @@ class Posterior:
 
         drawn = {name: again(value) for name, value in self.draws.items()}
         computed = {name: again(value) for name, value in self.deterministic.items()}
-        return replace(self, draws=drawn, deterministic=computed, log_weights=None, stats={}, how=f"{self.how}, resampled")
+        return replace(
+            self, draws=drawn, deterministic=computed, log_weights=None, stats={}, how=f"{self.how}, resampled"
+        )
 
     def summary(self, **kwargs: Any) -> pd.DataFrame:
         """ArviZ's table: mean, sd, interval, MCSE, bulk and tail ESS, rank-normalised R-hat."""
@@ -334,7 +359,9 @@ class Posterior:
 
     def save(self, folder: str | Path) -> None:
         """Write `posterior.safetensors` (draws, weights, statistics, parameters of closed forms) and notes in the same file."""
-        tensors = {f"draws/{k}": v for k, v in self.draws.items()} | {f"deterministic/{k}": v for k, v in self.deterministic.items()}
+        tensors = {f"draws/{k}": v for k, v in self.draws.items()} | {
+            f"deterministic/{k}": v for k, v in self.deterministic.items()
+        }
         tensors |= {f"stats/{k}": v for k, v in self.stats.items()}
         if self.log_weights is not None:
             tensors["log_weights"] = self.log_weights
@@ -364,7 +391,12 @@ class Posterior:
 
         evidence = None
         if "log_evidence" in notes:
-            evidence = Score(tensors["log_evidence"], notes["log_evidence"]["kind"], tensors.get("log_evidence_stderr"), notes["log_evidence"]["how"])
+            evidence = Score(
+                tensors["log_evidence"],
+                notes["log_evidence"]["kind"],
+                tensors.get("log_evidence_stderr"),
+                notes["log_evidence"]["how"],
+            )
         exact = {k: _restore(v, f"exact/{k}", tensors) for k, v in notes["exact"].items()} or None
         return cls(
             group("draws"), exact, group("deterministic"), tensors.get("log_weights"), evidence, group("stats"),
@@ -396,7 +428,9 @@ def _describe(distribution: Any, prefix: str, tensors: dict[str, Tensor]) -> dic
         distribution = distribution.base_dist
     family = type(distribution).__name__
     if family not in _STORED:
-        raise ProgramError(f"a posterior of family {family} cannot be written to a file; set posterior.exact = None to save its draws alone.")
+        raise ProgramError(
+            f"a posterior of family {family} cannot be written to a file; set posterior.exact = None to save its draws alone."
+        )
     for name in _STORED[family]:
         tensors[f"{prefix}/{name}"] = getattr(distribution, name)
     return {"family": family, "event_dims": events}

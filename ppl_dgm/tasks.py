@@ -23,7 +23,13 @@ __all__ = ["evaluating", "infer", "learn", "predict", "sample", "score"]
 
 
 def sample(
-    program: Any, n: int = 1, *args: Any, given: dict[str, Tensor] | None = None, seed: int | None = None, device: Any = None, **kwargs: Any
+    program: Any,
+    n: int = 1,
+    *args: Any,
+    given: dict[str, Tensor] | None = None,
+    seed: int | None = None,
+    device: Any = None,
+    **kwargs: Any,
 ) -> dict[str, Tensor]:
     """Draw from a program's joint distribution, x, z ~ p(x, z).
 
@@ -70,7 +76,13 @@ def sample(
 
 
 def score(
-    program: Any, *args: Any, method: Any = None, guide: Any = None, seed: int | None = None, device: Any = None, **kwargs: Any
+    program: Any,
+    *args: Any,
+    method: Any = None,
+    guide: Any = None,
+    seed: int | None = None,
+    device: Any = None,
+    **kwargs: Any,
 ) -> Score:
     """The log density of observations, log p(x), in nats, and how exact it is.
 
@@ -95,16 +107,26 @@ def score(
         if method is None and hasattr(program, "log_density"):
             return program.log_density(*args, **kwargs)
         algorithm = resolve(method or _scoring(program, args, kwargs))
-        result = getattr(algorithm, "evidence", algorithm.run)(program, *args, **kwargs)  # the evidence alone, where that is cheaper
+        result = getattr(algorithm, "evidence", algorithm.run)(
+            program, *args, **kwargs
+        )  # the evidence alone, where that is cheaper
     if isinstance(result, Posterior):
         if result.log_evidence is None:
-            raise TaskUnavailable(f"{result.how} gives a posterior but no evidence; try method='importance-weighted' with a guide.")
+            raise TaskUnavailable(
+                f"{result.how} gives a posterior but no evidence; try method='importance-weighted' with a guide."
+            )
         return result.log_evidence
     return result
 
 
 def infer(
-    program: Any, *args: Any, method: Any = None, guide: Any = None, seed: int | None = None, device: Any = None, **kwargs: Any
+    program: Any,
+    *args: Any,
+    method: Any = None,
+    guide: Any = None,
+    seed: int | None = None,
+    device: Any = None,
+    **kwargs: Any,
 ) -> Posterior:
     """The posterior over latent sites given observations, p(z | x).
 
@@ -137,7 +159,9 @@ def infer(
         if isinstance(result, Fit):
             result = result.posterior(*args, **kwargs)
     if not isinstance(result, Posterior):
-        raise ProgramError(f"method {type(chosen).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'.")
+        raise ProgramError(
+            f"method {type(chosen).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'."
+        )
     result.program = program
     return result
 
@@ -168,7 +192,9 @@ def learn(
 
     program = _placed(as_program(program, guide), device)
     if hasattr(data, "train") and hasattr(data, "valid"):
-        if program.observed is not None and not program.allows_missing:  # the whole set at once, since it knows the names of its columns and pixels
+        if (
+            program.observed is not None and not program.allows_missing
+        ):  # the whole set at once, since it knows the names of its columns and pixels
             check_observations(data, observed=program.observed, support=program.support, site=program.site)
         data, valid = data.train, (data.valid if len(data.valid) else None) if valid is None else valid
     (data, *args_checked) = _observations(program, (data, *args))
@@ -179,7 +205,9 @@ def learn(
     with seeded(seed), program.running(), _explained(program, (data, *args_checked), kwargs):
         result = resolve(method).run(program, data, *args_checked, **kwargs)
     if not isinstance(result, Fit):
-        raise ProgramError(f"method {type(method).__name__} learns nothing; try one of 'svi', 'em', 'maximum-likelihood'.")
+        raise ProgramError(
+            f"method {type(method).__name__} learns nothing; try one of 'svi', 'em', 'maximum-likelihood'."
+        )
     return result
 
 
@@ -191,7 +219,9 @@ def predict(posterior: Posterior, *args: Any, seed: int | None = None, **kwargs:
         story = Unobserve()(program.run_model)
 
         def run(fixed: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v for k, v in _values(poutine.condition(story, fixed), *args, **kwargs).items() if k not in fixed}
+            return {
+                k: v for k, v in _values(poutine.condition(story, fixed), *args, **kwargs).items() if k not in fixed
+            }
 
         return _each(run, len(next(iter(draws.values()))), draws)
 
@@ -219,7 +249,11 @@ def _scoring(program: Program, args: tuple, kwargs: dict) -> str:
 
 def _fall_back(error: DgmError, program: Program, args: tuple, kwargs: dict) -> Any:
     """Pyro's own sampler, for programs that are no recordable density; what that refuses too is refused for the first reason."""
-    warnings.warn(f"method 'nuts' cannot take this program, so Pyro's own, far slower, is tried: {error}", RuntimeWarning, stacklevel=3)
+    warnings.warn(
+        f"method 'nuts' cannot take this program, so Pyro's own, far slower, is tried: {error}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
     try:
         return resolve("pyro-nuts").run(program, *args, **kwargs)
     except DgmError:
@@ -234,7 +268,9 @@ def _inference(program: Program, args: tuple, kwargs: dict) -> str:
     with torch.no_grad(), Start():  # flat priors cannot be drawn from
         latent = _latent(program, args, kwargs)
     if not latent:
-        raise TaskUnavailable(f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer.")
+        raise TaskUnavailable(
+            f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer."
+        )
     if all(fn.has_enumerate_support for fn in latent.values()):
         return "exact"
     return "nuts"
@@ -319,9 +355,15 @@ def _each(run: Callable[[dict[str, Tensor]], dict[str, Tensor]], n: int, given: 
     """n runs, each with its own row of the given values, stacked on the left."""
     try:
         return batched_runs(run, n, given)
-    except (RuntimeError, ValueError, NotImplementedError):  # Python branches on values, masks, operations without a batching rule
+    except (
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    ):  # Python branches on values, masks, operations without a batching rule
         runs = [run({name: value[i] for name, value in given.items()}) for i in range(n)]
     try:
         return {name: torch.stack([values[name] for values in runs]) for name in runs[0]}
     except (KeyError, RuntimeError):
-        raise TaskUnavailable("the sites or their shapes differ from run to run, so that draws cannot be stacked; draw with n=1.") from None
+        raise TaskUnavailable(
+            "the sites or their shapes differ from run to run, so that draws cannot be stacked; draw with n=1."
+        ) from None

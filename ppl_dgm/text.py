@@ -18,4 +18,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in ("", "-") or cell.replace("±", "").replace(".", "").replace("-", "").replace(" ", "").replace("e", "").replace("+", "").isdigit()
+    return (
+        cell in ("", "-")
+        or cell.replace("±", "")
+        .replace(".", "")
+        .replace("-", "")
+        .replace(" ", "")
+        .replace("e", "")
+        .replace("+", "")
+        .isdigit()
+    )

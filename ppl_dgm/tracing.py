@@ -9,7 +9,11 @@ __all__ = ["data_dim", "is_site", "latent_sites", "sites"]
 
 def is_site(node: dict) -> bool:
     """Whether a node is a random or deterministic variable (not a plate's subsampling, a factor or a parameter)."""
-    return node["type"] == "sample" and type(node["fn"]).__name__ not in ("_Subsample", "Unit") and isinstance(node["value"], Tensor)
+    return (
+        node["type"] == "sample"
+        and type(node["fn"]).__name__ not in ("_Subsample", "Unit")
+        and isinstance(node["value"], Tensor)
+    )
 
 
 def sites(trace: Any) -> dict[str, dict]:

@@ -40,9 +40,7 @@ def place(finished, tmp_path):
     """A copy of it for each case: `table.csv` and `run/`."""
     shutil.copytree(finished, tmp_path / "place")
     run = json.loads((tmp_path / "place/run/run.json").read_text())
-    (tmp_path / "place/run/run.json").write_text(
-        json.dumps({**run, "data": str(tmp_path / "place/table.csv")})
-    )
+    (tmp_path / "place/run/run.json").write_text(json.dumps({**run, "data": str(tmp_path / "place/table.csv")}))
     return tmp_path / "place"
 
 
@@ -66,9 +64,7 @@ def run_command(line):
 
 def files(folder):
     return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.rglob("*")
-        if p.is_file()
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
     }
 
 
@@ -249,9 +245,7 @@ def wrong_hash(place):
 
 
 LEARN = "learn mixture-of-categoricals --set components=2 --epochs 2 --out {place}/new --data"
-SMALL_VAE = (
-    "learn vae --set latent=2 --set hidden={hidden} --epochs 1 --out {{place}}/new --data {{place}}/table.csv"
-)
+SMALL_VAE = "learn vae --set latent=2 --set hidden={hidden} --epochs 1 --out {{place}}/new --data {{place}}/table.csv"
 ROWS = "0,1,2\n" * 12
 COMMANDS = {  # name: (what is done to the folder, the command, words that must occur)
     "empty file": (write("table.csv", ""), f"{LEARN} {{place}}/table.csv", ["table.csv", "empty"]),
@@ -270,7 +264,11 @@ COMMANDS = {  # name: (what is done to the folder, the command, words that must 
     "unknown argument": (None, f"{LEARN} {{place}}/table.csv --set layers=3", ["--set layers", "components"]),
     "argument without a value": (None, f"{LEARN} {{place}}/table.csv --set layers", ["--set layers", "name=value"]),
     "missing argument": (None, "learn mixture-of-categoricals --data {place}/table.csv --out {place}/new", ["components", "--set components="]),
-    "wrong support": (write("table.csv", ROWS + "0,1.5,2\n"), "learn circuit --out {place}/new --data {place}/table.csv", ["[6, 1]", "1.5", "an integer from 0 to"]),
+    "wrong support": (
+        write("table.csv", ROWS + "0,1.5,2\n"),
+        "learn circuit --out {place}/new --data {place}/table.csv",
+        ["[6, 1]", "1.5", "an integer from 0 to"],
+    ),
     "occupied folder": (None, "learn mixture-of-categoricals --set components=2 --data {place}/table.csv --out {place}/run", ["run", "--overwrite"]),
     "out is a file": (None, "learn mixture-of-categoricals --set components=2 --epochs 1 --data {place}/table.csv --out {place}/table.csv", ["table.csv"]),
     "no run folder": (None, "score {place}/nowhere", ["nowhere", "ppl-dgm learn"]),

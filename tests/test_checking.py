@@ -290,7 +290,5 @@ def test_the_first_place_that_is_not_finite_is_named():
     nan = float("nan")
     assert first_nonfinite(Program(1.0, 0.0), (torch.tensor(0.0),)) is None
     assert "parameter 'weight' holds nan" in first_nonfinite(Program(nan, 0.0), (torch.tensor(0.0),))
-    assert "in the model, site 'z' (Normal) has loc = nan" in first_nonfinite(
-        Program(1.0, nan), (torch.tensor(0.0),)
-    )
+    assert "in the model, site 'z' (Normal) has loc = nan" in first_nonfinite(Program(1.0, nan), (torch.tensor(0.0),))
     assert "site 'x' has the value inf" in first_nonfinite(Program(1.0, 0.0), (torch.tensor(float("inf")),))

@@ -68,18 +68,14 @@ def test_learn_writes_a_whole_run_folder(run):
     }
     assert not (run / "checkpoint.safetensors").exists()
     fit = dgm.Fit.load(run)
-    assert (fit.program.observed, fit.program.values, fit.program.latent) == (4, 3, 2) and len(
-        fit.history
-    ) == 2
+    assert (fit.program.observed, fit.program.values, fit.program.latent) == (4, 3, 2) and len(fit.history) == 2
 
 
 def test_score_is_what_the_library_says_and_is_kept(run, table):
     row = call_json("score", run, "--split", "valid", "--seed", 4)
     score = dgm.score(dgm.Fit.load(run).program, dgm.data.load(table).valid, seed=4)
     assert (row["kind"], row["examples"]) == ("lower_bound", 6)
-    assert row["nats"] == pytest.approx(score.mean().value) and row["stderr"] == pytest.approx(
-        score.mean().stderr
-    )
+    assert row["nats"] == pytest.approx(score.mean().value) and row["stderr"] == pytest.approx(score.mean().stderr)
     text = call("score", run, "--split", "valid", "--method", "elbo")
     assert "(lower bound)" in text and "nats per example" in text
     assert [r["split"] for r in json.loads((run / "scores.json").read_text())[-2:]] == ["valid", "valid"]
@@ -97,17 +93,18 @@ def test_sample_writes_a_table_with_the_datas_columns(run, tmp_path):
 def test_infer_prints_means_and_keeps_draws(run):
     told = call_json("infer", run, "--rows", 100, "--seed", 3)  # more than there are
     post = dgm.Posterior.load(run)
-    assert (
-        told["kind"] == post.kind == "approximate" and len(told["posterior"]) == 6 == post.draws["z"].shape[2]
-    )
+    assert told["kind"] == post.kind == "approximate" and len(told["posterior"]) == 6 == post.draws["z"].shape[2]
     assert torch.allclose(torch.tensor([r["mean"] for r in told["posterior"]]), post.mean("z"), atol=1e-5)
     assert "mean ± sd" in call("infer", run, "--rows", 2)
 
 
 def test_card_and_models(run, table):
-    assert [
-        row["task"] for row in call_json("card", "mixture-of-categoricals", "--set", "components=2")["tasks"]
-    ] == ["sample", "score", "infer", "learn"]
+    assert [row["task"] for row in call_json("card", "mixture-of-categoricals", "--set", "components=2")["tasks"]] == [
+        "sample",
+        "score",
+        "infer",
+        "learn",
+    ]
     measured = call_json("card", run)
     assert measured["program"] == "VAE" and {r["task"] for r in measured["tasks"] if r["seconds"]} == {
         "sample",
@@ -115,9 +112,7 @@ def test_card_and_models(run, table):
         "infer",
     }
     rows = call_json("models")
-    assert [row["model"] for row in rows] == dgm.models.names() and all(
-        row["summary"] and row["score"] for row in rows
-    )
+    assert [row["model"] for row in rows] == dgm.models.names() and all(row["summary"] and row["score"] for row in rows)
     assert "importance weighting" in call("card", "vae", "--data", table)
 
 
@@ -160,9 +155,7 @@ def test_wrong_usage_exits_with_two(arguments):
 
 
 def test_help_exits_with_zero():
-    assert all(
-        name in call("--help") for name in ("models", "learn", "score", "sample", "infer", "card", "check")
-    )
+    assert all(name in call("--help") for name in ("models", "learn", "score", "sample", "infer", "card", "check"))
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(table, tmp_path, monkeypatch):

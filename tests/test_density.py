@@ -70,9 +70,7 @@ def agrees_with_pyro(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(d.log_prob(z), potential(d, z).to(dtype), rtol=tolerance, atol=tolerance)
     draws, _ = d.constrain(z)
     # where a value is near the edge of its support, float32 loses digits on the way back
-    torch.testing.assert_close(
-        d.unconstrain(draws), z, rtol=1e-3, atol=1e-3 if dtype == torch.float32 else 1e-8
-    )
+    torch.testing.assert_close(d.unconstrain(draws), z, rtol=1e-3, atol=1e-3 if dtype == torch.float32 else 1e-8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -346,9 +344,7 @@ def test_parameters_are_live() -> None:
     with torch.no_grad():
         program.slope.mul_(3.0)
     after = d.value_and_grad(z)[0]
-    truth = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)) + dist.Normal(3.0, 1.0).log_prob(
-        torch.tensor(1.0)
-    )
+    truth = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)) + dist.Normal(3.0, 1.0).log_prob(torch.tensor(1.0))
     torch.testing.assert_close(after[0], truth)
     assert float(before) != float(after) and program.slope.grad is None
 

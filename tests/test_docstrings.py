@@ -26,8 +26,16 @@ def test_examples(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_public_names_are_documented(name):
     module = importlib.import_module(name)
-    bare = [n for n in getattr(module, "__all__", ()) if inspect.isroutine(getattr(module, n)) and not inspect.getdoc(getattr(module, n))]
-    bare += [n for n in getattr(module, "__all__", ()) if inspect.isclass(getattr(module, n)) and not getattr(module, n).__doc__]
+    bare = [
+        n
+        for n in getattr(module, "__all__", ())
+        if inspect.isroutine(getattr(module, n)) and not inspect.getdoc(getattr(module, n))
+    ]
+    bare += [
+        n
+        for n in getattr(module, "__all__", ())
+        if inspect.isclass(getattr(module, n)) and not getattr(module, n).__doc__
+    ]
     assert not bare, f"{name}: no docstring on {', '.join(bare)}"
 
 

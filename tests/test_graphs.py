@@ -624,9 +624,7 @@ def elbo_cases() -> list[Any]:
 @pytest.mark.uses_param_store
 @pytest.mark.parametrize("method", ["differentiable_loss", "loss_and_grads"])
 @pytest.mark.parametrize(("elbo", "module", "model", "guide", "x"), elbo_cases())
-def test_losses_and_gradients_of_pyro_replay(
-    elbo: Any, module: Any, model: Any, guide: Any, x: Tensor, method: str
-):
+def test_losses_and_gradients_of_pyro_replay(elbo: Any, module: Any, model: Any, guide: Any, x: Tensor, method: str):
     if method == "differentiable_loss" and isinstance(elbo, RenyiELBO | TraceGraph_ELBO):
         pytest.skip("Pyro has no differentiable_loss for this objective")
     parameters = list(module.parameters())

@@ -22,9 +22,7 @@ def test_every_pixel_is_where_it_belongs():
         row, column = divmod(i, 3)
         tile = grid[row * 3 + 1 : row * 3 + 3, column * 4 + 1 : column * 4 + 4]
         assert np.array_equal(tile, x[i].reshape(2, 3).numpy())
-    assert (
-        grid.mask[:3, 8].all() and grid.mask[4:6, 9:12].all()
-    )  # a gap, and the place of the missing sixth image
+    assert grid.mask[:3, 8].all() and grid.mask[4:6, 9:12].all()  # a gap, and the place of the missing sixth image
     assert image.get_clim() == (0, 29)
 
 
@@ -43,11 +41,7 @@ def test_points_lie_where_they_lie():
     x, reference = torch.randn(7, 2), torch.randn(5, 2)
     axes = plots.points(x, "title", reference).axes[0]
     below, above = (collection.get_offsets() for collection in axes.collections)
-    assert (
-        np.allclose(above, x.numpy())
-        and np.allclose(below, reference.numpy())
-        and axes.get_title() == "title"
-    )
+    assert np.allclose(above, x.numpy()) and np.allclose(below, reference.numpy()) and axes.get_title() == "title"
     with pytest.raises(DataError, match=r"a scatter needs \[n, 2\]"):
         plots.points(torch.zeros(3, 3))
 

@@ -60,9 +60,7 @@ def test_pyro_param_of_a_function_is_the_programs_and_is_learned():
     x = torch.randn(200) * 3 + 1
     program = dgm.as_program(noisy)
     assert not list(program.parameters())
-    fit = dgm.learn(
-        program, x, method=dgm.SVI(epochs=300, batch_size=None, lr=0.05, schedule="cosine"), seed=0
-    )
+    fit = dgm.learn(program, x, method=dgm.SVI(epochs=300, batch_size=None, lr=0.05, schedule="cosine"), seed=0)
     loc, scale = program.free_parameters["p:loc"], program.free_parameters["p:scale"].exp()
     assert fit.program is program and len(list(program.parameters())) == 2
     assert float(loc.detach()) == pytest.approx(float(x.mean()), abs=1e-3)
@@ -313,9 +311,7 @@ def test_an_unknown_autoguide_and_a_program_that_is_no_function_are_refused():
 # -- copies and files ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: dgm.as_program(noisy), lambda: dgm.as_program(noisy, lambda x: None), Nested]
-)
+@pytest.mark.parametrize("make", [lambda: dgm.as_program(noisy), lambda: dgm.as_program(noisy, lambda x: None), Nested])
 def test_a_deep_copy_is_equal_and_independent(make):
     program, x = make(), torch.randn(20)
     dgm.score(program, x)

@@ -48,9 +48,7 @@ def make(case):
     cls = dgm.models.find(name)
     known = inspect.signature(cls).parameters
     arguments = (
-        {k: v for k, v in {"observed": 4, "values": 3}.items() if k in known}
-        if arguments is None
-        else arguments
+        {k: v for k, v in {"observed": 4, "values": 3}.items() if k in known} if arguments is None else arguments
     )
     torch.manual_seed(0)
     return cls(**arguments)
@@ -86,11 +84,7 @@ def test_the_card_names_every_task(program):
     answers = program.answers()
     assert set(answers) == set(TASKS)
     assert all(a.kind in {*KINDS, "asymptotic", "approximate"} and a.how for a in answers.values())
-    assert (
-        program.observed == 4
-        and program.support is not None
-        and program.site in dgm.sample(program, 2, seed=0)
-    )
+    assert program.observed == 4 and program.support is not None and program.site in dgm.sample(program, 2, seed=0)
 
 
 def test_samples_have_the_declared_shape_and_support_and_obey_the_seed(program):
@@ -102,9 +96,7 @@ def test_samples_have_the_declared_shape_and_support_and_obey_the_seed(program):
     again = dgm.sample(program, 6, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(again[site], value) for site, value in drawn.items())
-    assert not torch.equal(
-        dgm.sample(program, 40, seed=4)[program.site], dgm.sample(program, 40, seed=5)[program.site]
-    )
+    assert not torch.equal(dgm.sample(program, 40, seed=4)[program.site], dgm.sample(program, 40, seed=5)[program.site])
 
 
 def test_score_is_one_finite_number_for_each_example_of_the_declared_kind(program):
@@ -163,9 +155,7 @@ def test_infer_draws_every_latent_site_for_each_example(program):
     for site, draws in post.draws.items():
         assert draws.shape[0] >= 1 and draws.shape[2] == 3, site
         assert draws.to(torch.float64).isfinite().all()
-    assert all(
-        torch.equal(value, dgm.infer(program, x, seed=0).draws[site]) for site, value in post.draws.items()
-    )
+    assert all(torch.equal(value, dgm.infer(program, x, seed=0).draws[site]) for site, value in post.draws.items())
 
 
 def test_learning_a_little_does_not_make_it_worse(program):
@@ -191,13 +181,9 @@ def test_a_learned_program_survives_a_file(program, tmp_path):
 
 def test_config_rebuilds_the_program(program):
     twin = type(program)(**program.config)
-    assert {k: v.shape for k, v in twin.state_dict().items()} == {
-        k: v.shape for k, v in program.state_dict().items()
-    }
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in program.state_dict().items()}
     twin.load_state_dict(program.state_dict())
-    assert torch.equal(
-        dgm.sample(twin, 3, seed=0)[program.site], dgm.sample(program, 3, seed=0)[program.site]
-    )
+    assert torch.equal(dgm.sample(twin, 3, seed=0)[program.site], dgm.sample(program, 3, seed=0)[program.site])
 
 
 def test_a_deep_copy_answers_alike_and_stands_alone(program):

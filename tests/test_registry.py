@@ -29,9 +29,7 @@ def test_every_program_is_found_however_it_is_spelled(name):
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(
-        ProgramError, match=r"method 'svy' is unknown; did you mean 'svi'\? there are: .*em.*svi"
-    ):
+    with pytest.raises(ProgramError, match=r"method 'svy' is unknown; did you mean 'svi'\? there are: .*em.*svi"):
         dgm.score(lambda: None, method="svy")
     with pytest.raises(ProgramError, match=r"model 'VAEE' is not in the zoo; did you mean VAE\? there are: "):
         dgm.models.find("VAEE")

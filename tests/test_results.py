@@ -45,9 +45,7 @@ def test_mean_of_one_example_has_no_standard_error_and_of_many_keeps_float64():
 def test_scores_of_different_kinds_are_never_subtracted():
     one, other = Score(torch.tensor([1.0, 2.0]), "exact"), Score(torch.tensor([3.0, 3.0]), "exact")
     assert (one - other).tolist() == [-2.0, -1.0]
-    with pytest.raises(
-        ProgramError, match=r"'exact' minus one of kind 'lower_bound'.*subtract their \.value"
-    ):
+    with pytest.raises(ProgramError, match=r"'exact' minus one of kind 'lower_bound'.*subtract their \.value"):
         one - Score(other.value, "lower_bound")
     with pytest.raises(ProgramError, match="kind must be one of exact"):
         Score(one.value, "precise")
@@ -91,9 +89,7 @@ def test_closed_forms_come_before_draws():
 def test_resampling_gives_the_weighted_law():
     """Prior N(0, 1), one observation 1 with unit noise: the posterior is N(1/2, 1/2)."""
     z = torch.randn(1, 40000)
-    post = Posterior(
-        {"z": z}, deterministic={"twice": 2 * z}, log_weights=dist.Normal(1.0, 1.0).log_prob(z[0])
-    )
+    post = Posterior({"z": z}, deterministic={"twice": 2 * z}, log_weights=dist.Normal(1.0, 1.0).log_prob(z[0]))
     again = post.unweighted(seed=0)
     assert again.log_weights is None and "resampled" in again.how
     assert float(again.draws["z"].mean()) == pytest.approx(0.5, abs=0.03)
@@ -208,9 +204,7 @@ def test_a_fit_of_the_zoo_rebuilds_its_program(tmp_path):
     fit.notes["tensor"] = torch.ones(1)  # not JSON: kept as text
     fit.save(tmp_path)
     again = Fit.load(tmp_path)
-    assert (
-        type(again.program) is dgm.models.MixtureOfCategoricals and again.program.config == fit.program.config
-    )
+    assert type(again.program) is dgm.models.MixtureOfCategoricals and again.program.config == fit.program.config
     assert torch.equal(dgm.score(again.program, x).value, dgm.score(fit.program, x).value)
     pd.testing.assert_frame_equal(again.history, fit.history)
     assert (again.stopped, again.objective, again.cost) == (fit.stopped, fit.objective, fit.cost)

@@ -82,9 +82,7 @@ def test_means_and_variances_are_those_of_the_program(name, batched, monkeypatch
         assert x.shape == (n,)
         error, fourth = (variance / n) ** 0.5, float(((x - mean) ** 4).mean())
         assert abs(float(x.mean()) - mean) < 4.5 * error
-        assert (
-            abs(float(((x - mean) ** 2).mean()) - variance) < 4.5 * ((fourth - variance**2) / n) ** 0.5 + 1e-9
-        )
+        assert abs(float(((x - mean) ** 2).mean()) - variance) < 4.5 * ((fourth - variance**2) / n) ** 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("program", [chain, LAWS["exponential"][0], LAWS["beta"][0], LAWS["gamma"][0]])
@@ -155,9 +153,9 @@ def test_given_values_hold_and_the_rest_follows(batched, monkeypatch):
         monkeypatch.setattr(tasks, "batched_runs", no_batching)
     drawn = dgm.sample(chain, 1000, given={"a": torch.tensor(50.0)}, seed=0)
     assert (drawn["a"] == 50).all()
-    assert float(drawn["b"].mean()) == pytest.approx(50, abs=0.15) and float(
-        drawn["b"].var()
-    ) == pytest.approx(1, rel=0.2)
+    assert float(drawn["b"].mean()) == pytest.approx(50, abs=0.15) and float(drawn["b"].var()) == pytest.approx(
+        1, rel=0.2
+    )
     assert torch.allclose(drawn["sum"], drawn["a"] + drawn["b"])
     each = torch.arange(1000.0) * 10
     drawn = dgm.sample(chain, 1000, given={"a": each}, seed=0)
@@ -168,9 +166,7 @@ def test_given_values_hold_and_the_rest_follows(batched, monkeypatch):
 
 
 def test_given_values_of_a_program_that_draws_n():
-    drawn = dgm.sample(
-        Sheet(), 3, given={"rate": torch.tensor(0.0001), "k": torch.tensor([0.0, 1.0, 0.0])}, seed=0
-    )
+    drawn = dgm.sample(Sheet(), 3, given={"rate": torch.tensor(0.0001), "k": torch.tensor([0.0, 1.0, 0.0])}, seed=0)
     assert drawn["x"][0] == drawn["x"][2] == 0 and drawn["x"][1] > 5
     assert dgm.sample(Sheet(), 3, given={"k": torch.tensor(1)}, seed=0)["k"].tolist() == [1.0, 1.0, 1.0]
 
@@ -211,9 +207,7 @@ def test_given_values_outside_the_support_are_refused():
     with pytest.raises(ProgramError, match="site 'rate' lies outside its support"):
         dgm.sample(Sheet(), 2, given={"rate": torch.tensor(-1.0)})
     with pytest.raises(ProgramError, match=r"takes whole numbers, but 0.5"):
-        dgm.sample(
-            lambda: pyro.sample("k", dist.Categorical(torch.ones(2))), 2, given={"k": torch.tensor(0.5)}
-        )
+        dgm.sample(lambda: pyro.sample("k", dist.Categorical(torch.ones(2))), 2, given={"k": torch.tensor(0.5)})
 
 
 # -- seeds -----------------------------------------------------------------------------------------------------------
@@ -268,9 +262,7 @@ def test_score_is_exact_where_every_latent_site_can_be_summed_out():
             pyro.sample("x", dist.Normal(torch.tensor([-1.0, 2.0])[k], 1.0), obs=x)
 
     x = torch.tensor([-1.0, 0.5, 3.0])
-    parts = torch.stack(
-        [dist.Normal(m, 1.0).log_prob(x) + torch.tensor(w).log() for m, w in ((-1.0, 0.3), (2.0, 0.7))]
-    )
+    parts = torch.stack([dist.Normal(m, 1.0).log_prob(x) + torch.tensor(w).log() for m, w in ((-1.0, 0.3), (2.0, 0.7))])
     score = dgm.score(mixture, x)
     assert score.kind == "exact" and torch.allclose(score.value, parts.logsumexp(0), atol=1e-6)
     post = dgm.infer(mixture, x, seed=0)
@@ -281,9 +273,7 @@ def test_score_is_exact_where_every_latent_site_can_be_summed_out():
 def test_a_conjugate_evidence_through_the_methods_by_name():
     """B(2 + 3, 1 + 1) / B(2, 1), with the exact posterior as guide: every weight is the evidence."""
     x = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    wanted = torch.lgamma(torch.tensor([5.0, 2.0, 3.0, 2.0, 1.0, 7.0])) @ torch.tensor(
-        [1.0, 1, 1, -1, -1, -1]
-    )
+    wanted = torch.lgamma(torch.tensor([5.0, 2.0, 3.0, 2.0, 1.0, 7.0])) @ torch.tensor([1.0, 1, 1, -1, -1, -1])
 
     def posterior(x):
         pyro.sample("p", dist.Beta(5.0, 2.0))
@@ -297,9 +287,7 @@ def test_a_conjugate_evidence_through_the_methods_by_name():
         score = dgm.score(coins, x, guide=posterior, method=method, seed=0)
         assert score.kind == kind and float(score.value) == pytest.approx(float(wanted), abs=1e-4)
     rough = dgm.score(coins, x, method="simple-monte-carlo", seed=0)
-    assert rough.kind == "estimate" and float(rough.value) == pytest.approx(
-        float(wanted), abs=5 * float(rough.stderr)
-    )
+    assert rough.kind == "estimate" and float(rough.value) == pytest.approx(float(wanted), abs=5 * float(rough.stderr))
 
 
 def test_what_cannot_be_answered_names_what_can():

@@ -68,14 +68,10 @@ class Circuit(Program):
             self.weights = GraphParameters(graph_from_json(structure), values, pseudo_count)
             if self.weights.structure.variables != observed:
                 found = self.weights.structure.variables
-                raise ProgramError(
-                    f"the graph has {found} variables, but observed is {observed}; make them agree."
-                )
+                raise ProgramError(f"the graph has {found} variables, but observed is {observed}; make them agree.")
 
     @classmethod
-    def from_graph(
-        cls, graph: nx.DiGraph, values: int | None = None, pseudo_count: float | None = None
-    ) -> "Circuit":
+    def from_graph(cls, graph: nx.DiGraph, values: int | None = None, pseudo_count: float | None = None) -> "Circuit":
         """The program of a circuit that passes `check_structure`; it starts from the graph's own weights.
 
         Raises:
@@ -132,9 +128,7 @@ class Circuit(Program):
         circuit = self.weights.evaluator()
         complete = bool(seen.all())
         value = circuit.log_evidence(rows, None if complete else seen)
-        return Score(
-            value, "exact", how="one upward pass" + ("" if complete else ", missing entries summed out")
-        )
+        return Score(value, "exact", how="one upward pass" + ("" if complete else ", missing entries summed out"))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p of the observed entries of x [batch, D] in nats, [batch]; unchecked, for gradients."""
@@ -179,8 +173,7 @@ class Circuit(Program):
         rows = rows.expand(n, -1) if rows.dim() == 1 else rows
         if len(rows) != n:
             raise ProgramError(
-                f"given['{self.site}'] has {len(rows)} rows for n = {n} draws; give one row, or one for "
-                "each draw."
+                f"given['{self.site}'] has {len(rows)} rows for n = {n} draws; give one row, or one for each draw."
             )
         return {self.site: circuit.conditional_sample(*self._rows(rows))[0]}
 

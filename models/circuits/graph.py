@@ -80,9 +80,7 @@ def graph_to_json(graph: nx.DiGraph) -> dict[str, Any]:
     for node, attributes in graph.nodes(data=True):
         nodes.append({"name": str(node)} | {key: _plain(value) for key, value in attributes.items()})
     for above, below, attributes in graph.edges(data=True):
-        edges.append(
-            [str(above), str(below), *([float(attributes["weight"])] if "weight" in attributes else [])]
-        )
+        edges.append([str(above), str(below), *([float(attributes["weight"])] if "weight" in attributes else [])])
     if len({node["name"] for node in nodes}) < len(nodes):
         raise ProgramError("two nodes of the circuit have the same name as text; rename one.")
     return {"nodes": nodes, "edges": edges}
@@ -101,9 +99,7 @@ def graph_from_json(plain: dict[str, Any]) -> nx.DiGraph:
         for above, below, *weight in plain["edges"]:
             graph.add_edge(above, below, **({"weight": weight[0]} if weight else {}))
     except (KeyError, TypeError, ValueError) as error:
-        raise ProgramError(
-            f"structure does not describe a graph ({error!r}); Circuit.from_graph makes one."
-        ) from None
+        raise ProgramError(f"structure does not describe a graph ({error!r}); Circuit.from_graph makes one.") from None
     return graph
 
 

@@ -72,9 +72,7 @@ class TreeParameters(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_closed_form(
-        self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Any]:
+    def fit_closed_form(self, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
         """Maximum likelihood with pseudo-counts; see `ChowLiuTree` in `evaluate.baselines`."""
         counts = pair_counts(*train, self.values)
 
@@ -82,9 +80,7 @@ class TreeParameters(nn.Module):
             parents = self._parents(counts, a)
             return _Candidate(parents, counts.log_conditionals(parents, a), a)
 
-        rows = (
-            None if valid is None else torch.cat([valid[0], valid[1]], -1)
-        )  # categories and mask, side by side
+        rows = None if valid is None else torch.cat([valid[0], valid[1]], -1)  # categories and mask, side by side
         best = best_on_validation(fitted, TREE_GRID, self.pseudo_count, rows, float(self.values))
         self._set(best.parents, best.log_conditionals, counts.marginals(best.pseudo_count))
         return {"pseudo_count": best.pseudo_count, "parents": best.parents}

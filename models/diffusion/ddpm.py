@@ -82,9 +82,7 @@ class DiffusionChain(Program):
             ("blocks", blocks, 1),
         ):
             if not isinstance(size, int) or isinstance(size, bool) or size < least:
-                raise ProgramError(
-                    f"DiffusionChain: {name} is {size!r}; give a whole number, at least {least}."
-                )
+                raise ProgramError(f"DiffusionChain: {name} is {size!r}; give a whole number, at least {least}.")
         if not 0 <= dropout < 1:
             raise ProgramError(f"DiffusionChain: dropout is {dropout!r}; it must be a probability in [0, 1).")
         finest = max(4.0, -2 * math.log(2 / (values - 1)))  # noise of one grey level, at most 0.14
@@ -105,9 +103,7 @@ class DiffusionChain(Program):
             for step in pyro.markov(range(self.steps, 1, -1)):
                 t = torch.full((count,), step, device=self.device)
                 mean = self.schedule.reverse_mean(z, t, self.denoise(z, t)[0])
-                z = pyro.sample(
-                    f"z_{step - 1}", dist.Normal(mean, self.schedule.reverse_scale[step]).to_event(1)
-                )
+                z = pyro.sample(f"z_{step - 1}", dist.Normal(mean, self.schedule.reverse_scale[step]).to_event(1))
             features = self.denoise(z, torch.ones(count, dtype=torch.long, device=self.device))[1]
             return pyro.sample("x", self.decoder(features), obs=None if x is None else x.long())
 
@@ -136,9 +132,9 @@ class DiffusionChain(Program):
     def decoding_loss(self, x: Tensor, noise: Tensor) -> Tensor:
         """L_0: one draw of -ln p(x | z_1), [batch] nats; see `step_losses`."""
         first = torch.ones(len(x), dtype=torch.long, device=x.device)
-        return -self.decoder(
-            self.denoise(self.schedule.noised(self.scaled(x), first, noise), first)[1]
-        ).log_prob(x.long())
+        return -self.decoder(self.denoise(self.schedule.noised(self.scaled(x), first, noise), first)[1]).log_prob(
+            x.long()
+        )
 
     def divergence(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """L_{t-1}, t >= 2: a draw of KL[q(z_{t-1} | z_t, x) || p(z_{t-1} | z_t)], [batch] nats."""
@@ -146,8 +142,7 @@ class DiffusionChain(Program):
 
     def _divergence(self, t: Tensor, noise: Tensor, guess: Tensor) -> Tensor:
         return (
-            self.schedule.kl_slope[t] * ((noise - guess) ** 2).sum(-1)
-            + self.schedule.kl_constant[t] * noise.shape[-1]
+            self.schedule.kl_slope[t] * ((noise - guess) ** 2).sum(-1) + self.schedule.kl_constant[t] * noise.shape[-1]
         )
 
     def step_losses(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -162,9 +157,7 @@ class DiffusionChain(Program):
             [batch] nats. Their expectations over noise, summed over t, plus `prior_loss`, are -ELBO.
         """
         guess, features = self.denoise(self.schedule.noised(self.scaled(x), t, noise), t)
-        return torch.where(
-            t == 1, -self.decoder(features).log_prob(x.long()), self._divergence(t, noise, guess)
-        )
+        return torch.where(t == 1, -self.decoder(features).log_prob(x.long()), self._divergence(t, noise, guess))
 
     def prior_loss(self, x: Tensor) -> Tensor:
         """L_T = KL[q(z_T | x) || N(0, I)], [batch] nats: what is left of the data in pure noise."""

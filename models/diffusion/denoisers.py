@@ -28,9 +28,7 @@ class TimedNetwork(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(
-        self, inputs: int, outputs: int, hidden: int, blocks: int, dropout: float, waves: int = 16
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int, blocks: int, dropout: float, waves: int = 16) -> None:
         super().__init__()
         self.register_buffer(
             "frequencies", 0.5 * torch.exp(torch.linspace(0, math.log(1000.0), waves)), persistent=False

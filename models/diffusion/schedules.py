@@ -99,12 +99,7 @@ class NoiseSchedule(nn.Module):
         if variance not in VARIANCES:
             raise ProgramError(f"variance {variance!r} is unknown; choose one of {', '.join(VARIANCES)}.")
         alpha_bar = signal.double()
-        if (
-            alpha_bar.dim() != 1
-            or alpha_bar[0] != 1
-            or not (alpha_bar.diff() < 0).all()
-            or alpha_bar[-1] <= 0
-        ):
+        if alpha_bar.dim() != 1 or alpha_bar[0] != 1 or not (alpha_bar.diff() < 0).all() or alpha_bar[-1] <= 0:
             raise ProgramError("a noise schedule must fall strictly from alpha-bar_0 = 1 and stay positive.")
         self.steps = len(alpha_bar) - 1
         before = torch.cat([alpha_bar[:1], alpha_bar[:-1]])  # alpha-bar_{t-1}; element 0 is not used

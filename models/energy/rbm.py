@@ -69,9 +69,7 @@ class RBM(Program):
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """Every pair of layers has mass one (a measure, not a distribution); the factor makes it exp(-E)."""
         with pyro.plate("data", n if x is None else len(x)):
-            x = pyro.sample(
-                "x", self._counting(self.bias), obs=None if x is None else x.to(self.dtype)
-            )  # [batch, D]
+            x = pyro.sample("x", self._counting(self.bias), obs=None if x is None else x.to(self.dtype))  # [batch, D]
             h = pyro.sample("h", self._counting(self.hidden_bias))  # [batch, M]
             pyro.factor("energy", -self.energy(x, h))
         return x
@@ -159,9 +157,7 @@ class RBM(Program):
         free = value.isnan() | (value == -1)
         wrong = value[~(free | (value == 0) | (value == 1))]
         if len(wrong):
-            raise DataError(
-                f"given {site!r} holds {wrong[0]:g}, expected bits; mark missing units by NaN or -1."
-            )
+            raise DataError(f"given {site!r} holds {wrong[0]:g}, expected bits; mark missing units by NaN or -1.")
         return torch.where(free, start, value), free
 
     # -- densities -------------------------------------------------------------------------------------------

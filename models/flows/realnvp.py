@@ -94,9 +94,7 @@ class RealNVP(Program):
             self.guide = None  # type: ignore[method-assign, assignment]  # nothing is latent
         kept = observed // 2
         self.couplings = nn.ModuleList(
-            BoundedCoupling(
-                kept, coupling_network(kept, observed - kept, (hidden, hidden), dropout=dropout), bound
-            )
+            BoundedCoupling(kept, coupling_network(kept, observed - kept, (hidden, hidden), dropout=dropout), bound)
             for _ in range(flows)
         )
         orders = _orders(observed, flows)
@@ -106,9 +104,7 @@ class RealNVP(Program):
             assert values is not None
             self.histogram = HistogramQuantile(observed, values, _GAIN)
         else:
-            self.loc = nn.Parameter(
-                torch.zeros(observed)
-            )  # both in units of _GAIN and of the range of the data
+            self.loc = nn.Parameter(torch.zeros(observed))  # both in units of _GAIN and of the range of the data
             self.log_scale = nn.Parameter(torch.zeros(observed))
         self.register_buffer("zeros", torch.zeros(observed), persistent=False)
 
@@ -186,8 +182,7 @@ class RealNVP(Program):
     def _points(self, points: Tensor, name: str) -> Tensor:
         if points.shape[-1:] != (self.observed,):
             raise DataError(
-                f"{name}: points have shape {tuple(points.shape)}, but the last dimension must be "
-                f"{self.observed}."
+                f"{name}: points have shape {tuple(points.shape)}, but the last dimension must be {self.observed}."
             )
         return points.to(self.device, self.dtype)
 
@@ -217,9 +212,7 @@ class RealNVP(Program):
             value = torch.cat([self.log_prob(part) for part in x.split(_ROWS)])
             return Score(value, "exact", how="change of variables")
         if draws < 2:
-            raise ProgramError(
-                f"log_density: draws must be at least 2, for a standard error, but it is {draws}."
-            )
+            raise ProgramError(f"log_density: draws must be at least 2, for a standard error, but it is {draws}.")
         each = (
             torch.cat([self.log_prob(part) for part in self._repeated(x, draws)]).view(draws, len(x)).double()
         )  # [draw, batch]
@@ -248,14 +241,10 @@ class RealNVP(Program):
         if self.marginals == "histogram":
             self.histogram.fit(x, pseudo_count)
             return
-        unit, centre, cell = (
-            (1.0, 0.0, 0.0) if self.values is None else (self.values / 4, self.values / 2, 1.0)
-        )
+        unit, centre, cell = (1.0, 0.0, 0.0) if self.values is None else (self.values / 4, self.values / 2, 1.0)
         data = x.to(self.dtype) + cell / 2
         spread = (data.var(0, unbiased=False) + cell / 12).sqrt()
-        spread = torch.where(
-            spread > 0, spread, torch.ones_like(spread)
-        )  # a constant column has no scale of its own
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))  # a constant column has no scale of its own
         with torch.no_grad():
             self.loc.copy_((data.mean(0) - centre) / (unit * _GAIN))
             self.log_scale.copy_((spread / unit).log() / _GAIN)
@@ -296,13 +285,9 @@ class RealNVP(Program):
             "score": score,
             "infer": Answer(
                 "exact",
-                "encode: z = f^-1(v)"
-                if self.values is None
-                else "encode: z = f^-1(v), given a point v of the cell",
+                "encode: z = f^-1(v)" if self.values is None else "encode: z = f^-1(v), given a point v of the cell",
             ),
-            "learn": Answer(
-                kind, "gradient on log p" if self.values is None else "SVI on the dequantisation bound"
-            ),
+            "learn": Answer(kind, "gradient on log p" if self.values is None else "SVI on the dequantisation bound"),
         }
 
 
@@ -310,9 +295,7 @@ def _check(observed: int, values: int | None, flows: int, marginals: str) -> Non
     if observed < 2:
         raise ProgramError(f"RealNVP: observed is {observed!r}, but a coupling needs at least 2 dimensions.")
     if values is not None and values < 2:
-        raise ProgramError(
-            f"RealNVP: values is {values!r}; give at least 2 categories, or None for continuous data."
-        )
+        raise ProgramError(f"RealNVP: values is {values!r}; give at least 2 categories, or None for continuous data.")
     if flows < 1:
         raise ProgramError(f"RealNVP: flows is {flows!r}; give at least one coupling layer.")
     if marginals not in ("histogram", "affine"):
@@ -328,6 +311,4 @@ def _orders(observed: int, flows: int) -> Tensor:
     """[flows, D]: half swaps and random orders in turn, the same for every program of this size."""
     generator = torch.Generator().manual_seed(0)
     swap = torch.arange(observed).roll(observed // 2)
-    return torch.stack(
-        [swap if k % 2 == 0 else torch.randperm(observed, generator=generator) for k in range(flows)]
-    )
+    return torch.stack([swap if k % 2 == 0 else torch.randperm(observed, generator=generator) for k in range(flows)])

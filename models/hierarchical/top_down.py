@@ -80,9 +80,7 @@ class TopDownVAE(Program):
     ) -> None:
         super().__init__()
         if depth < 0:
-            raise ProgramError(
-                f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more."
-            )
+            raise ProgramError(f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
         below = 2 * latent if latent_1 is None else latent_1
         layers = (hidden,) * depth
         self.latent = latent
@@ -172,8 +170,6 @@ class TopDownVAE(Program):
         }
 
 
-def _features(
-    inputs: int, hidden: int, depth: int, activation: str, dropout: float, norm: str | None
-) -> nn.Module:
+def _features(inputs: int, hidden: int, depth: int, activation: str, dropout: float, norm: str | None) -> nn.Module:
     """`mlp` without its last linear layer: the activations of `depth` hidden layers, from [batch, inputs]."""
     return mlp(inputs, 1, (hidden,) * depth, activation, dropout, norm)[:-1]

@@ -91,9 +91,7 @@ class ProbabilisticPCA(Program):
     def posterior(self, x: Tensor) -> dict[str, Any]:
         """p(z | x) = N(B^-1 W^T (x - b), s^2 B^-1), batch shape [len(x)]."""
         return {
-            "z": dist.MultivariateNormal(
-                self._mean(x.to(self.dtype)), precision_matrix=self._gram() / self.variance
-            )
+            "z": dist.MultivariateNormal(self._mean(x.to(self.dtype)), precision_matrix=self._gram() / self.variance)
         }
 
     def log_density(self, x: Tensor) -> Score:
@@ -147,9 +145,7 @@ class ProbabilisticPCA(Program):
     # -- learning --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_closed_form(
-        self, train: Tensor, valid: Tensor | None = None, correction: int = 0
-    ) -> dict[str, Any]:
+    def fit_closed_form(self, train: Tensor, valid: Tensor | None = None, correction: int = 0) -> dict[str, Any]:
         """Maximum likelihood, from the eigenvalues Lambda and eigenvectors U of the covariance.
 
         b is the mean, s^2 the mean of the D - M smallest eigenvalues, W = U_M (Lambda_M - s^2 I)^(1/2).
@@ -205,9 +201,7 @@ class ProbabilisticPCA(Program):
         spread = self.variance * torch.linalg.inv(self._gram())  # C, [M, M]
         moments = means.mT @ means / len(x) + spread  # E[z z^T]
         weight = torch.linalg.solve(moments, centred.mT @ means / len(x), left=False)  # [D, M]
-        residual = (centred - means @ weight.mT).square().sum() / len(
-            x
-        )  # both terms positive: nothing cancels
+        residual = (centred - means @ weight.mT).square().sum() / len(x)  # both terms positive: nothing cancels
         variance = (residual + ((weight @ spread) * weight).sum()) / self.observed
         self.weight.copy_(weight)
         self.log_variance.copy_(variance.clamp_min(self.floor).log())

@@ -106,9 +106,7 @@ class MixtureOfCategoricals(Mixture):
         """Components from the rows nearest to k-means++ seeds, pulled half-way to the data's marginals."""
         x = self.as_data(x)
         if self.prior == "marginal":
-            counts = (
-                self._counts(x, torch.ones(len(x), 1, device=x.device, dtype=self.dtype)).squeeze(0) + 0.3
-            )
+            counts = self._counts(x, torch.ones(len(x), 1, device=x.device, dtype=self.dtype)).squeeze(0) + 0.3
             marginal = counts / counts.sum(-1, keepdim=True)  # [D, V], no value impossible
             self.pseudo_counts.copy_(self.pseudo_count * self.values * marginal)
         entries = x.to(self.dtype)

@@ -51,14 +51,10 @@ class MixtureOfGaussians(Mixture):
     support = constraints.real
     density_of = "continuous x"
 
-    def __init__(
-        self, observed: int, components: int, covariance: str = "diagonal", floor: float = 1e-3
-    ) -> None:
+    def __init__(self, observed: int, components: int, covariance: str = "diagonal", floor: float = 1e-3) -> None:
         super().__init__(observed, components)
         if covariance not in _COVARIANCES:
-            raise ProgramError(
-                f"covariance must be one of {', '.join(_COVARIANCES)}, but it is {covariance!r}."
-            )
+            raise ProgramError(f"covariance must be one of {', '.join(_COVARIANCES)}, but it is {covariance!r}.")
         if not 0 < floor < math.inf:
             raise ProgramError(f"floor must be a positive variance, but it is {floor!r}.")
         self.covariance, self.floor = covariance, floor
@@ -66,9 +62,7 @@ class MixtureOfGaussians(Mixture):
         if covariance == "full":
             self.factors = nn.Parameter(torch.zeros(components, observed, observed))
         else:
-            self.log_variances = nn.Parameter(
-                torch.zeros(components, observed if covariance == "diagonal" else 1)
-            )
+            self.log_variances = nn.Parameter(torch.zeros(components, observed if covariance == "diagonal" else 1))
 
     def component(self, k: Tensor) -> TorchDistributionMixin:
         """N(mu_k, Sigma_k)."""
@@ -110,9 +104,7 @@ class MixtureOfGaussians(Mixture):
 
     def _set_covariances(self, covariances: Tensor) -> None:
         if self.covariance != "full":
-            self.log_variances.copy_(
-                covariances.reshape(self.log_variances.shape).clamp_min(self.floor).log()
-            )
+            self.log_variances.copy_(covariances.reshape(self.log_variances.shape).clamp_min(self.floor).log())
             return
         # Raising the eigenvalues to the floor is the maximum likelihood under that constraint. The factor
         # comes from a QR decomposition of the square root, which, unlike Cholesky's, rounding cannot break.
@@ -149,9 +141,7 @@ class MixtureOfGaussians(Mixture):
         alive = mass > tiny
         shares = responsibilities / mass.clamp_min(tiny)  # [N, K], columns sum to one
         self.means.copy_(torch.where(alive.unsqueeze(-1), shares.mT @ x, self.means))
-        moments = torch.stack(
-            [self._second_moment(x - mean, share) for mean, share in zip(self.means, shares.mT)]
-        )
+        moments = torch.stack([self._second_moment(x - mean, share) for mean, share in zip(self.means, shares.mT)])
         kept = self.covariances if self.covariance == "full" else self.scales.square()
         self._set_covariances(torch.where(alive.reshape(-1, *[1] * (kept.dim() - 1)), moments, kept))
 

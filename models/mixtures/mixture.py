@@ -162,7 +162,5 @@ def spread_rows(x: Tensor, count: int) -> Tensor:
 def _draw_row(odds: Tensor) -> Tensor:
     """An index in proportion to odds, [1]; any number of rows (torch.multinomial stops at 2^24)."""
     total = odds.double().cumsum(0)
-    row = torch.searchsorted(
-        total, torch.rand(1, device=odds.device, dtype=torch.float64) * total[-1], right=True
-    )
+    row = torch.searchsorted(total, torch.rand(1, device=odds.device, dtype=torch.float64) * total[-1], right=True)
     return row.clamp_max(len(odds) - 1)

@@ -185,17 +185,11 @@ def _check_shape(x: Tensor, observed: int | None, site: str) -> None:
             remedy = f"pass a matrix whose rows are examples of {observed} entries"
         raise DataError(f"{found}, expected {want}; {remedy}.")
     if x.numel() == 0:
-        raise DataError(
-            f"{found}, which is empty, expected {want} with at least one example; check how it was made."
-        )
+        raise DataError(f"{found}, which is empty, expected {want} with at least one example; check how it was made.")
     if x.dim() > 2:
         width = x[0].numel()
         fits = observed in (None, width)
-        remedy = (
-            f"pass {site}.flatten(1)"
-            if fits
-            else f"an example has {width} entries, so it is for another program"
-        )
+        remedy = f"pass {site}.flatten(1)" if fits else f"an example has {width} entries, so it is for another program"
         raise DataError(f"{found}, expected {want}; {remedy}.")
     if observed is not None and x.shape[1] != observed:
         if len(x) == observed:
@@ -279,9 +273,7 @@ def _to_tensor(x: Any, site: str) -> Tensor:
     """x as a strided numeric tensor; memory is shared where torch can."""
     if isinstance(x, Tensor):
         if x.layout != torch.strided or x.is_quantized:
-            raise DataError(
-                f"{site} is a sparse or quantised tensor, expected a dense one; pass {site}.to_dense()."
-            )
+            raise DataError(f"{site} is a sparse or quantised tensor, expected a dense one; pass {site}.to_dense().")
         tensor = x
     elif _is_frame(x):
         tensor = _from_frame(x, site)
@@ -290,28 +282,22 @@ def _to_tensor(x: Any, site: str) -> Tensor:
     elif isinstance(x, (list, tuple)):
         tensor = _from_list(x, site)
     elif hasattr(x, "toarray"):
-        raise DataError(
-            f"{site} is a sparse {type(x).__name__}, expected a dense matrix; pass {site}.toarray()."
-        )
+        raise DataError(f"{site} is a sparse {type(x).__name__}, expected a dense matrix; pass {site}.toarray().")
     elif hasattr(x, "__array__"):
         tensor = _from_array(np.asarray(x), site)
     else:
         raise DataError(
-            f"{site} is a {type(x).__name__}, expected a Tensor, NumPy array, list, DataFrame or Dataset; "
-            "convert it."
+            f"{site} is a {type(x).__name__}, expected a Tensor, NumPy array, list, DataFrame or Dataset; convert it."
         )
     if tensor.is_complex():
-        raise DataError(
-            f"{site} is complex ({tensor.dtype}), expected real numbers; pass torch.view_as_real({site})."
-        )
+        raise DataError(f"{site} is complex ({tensor.dtype}), expected real numbers; pass torch.view_as_real({site}).")
     return tensor.long() if tensor.dtype == torch.bool else tensor
 
 
 def _from_array(x: np.ndarray, site: str) -> Tensor:
     if x.dtype.names is not None:
         raise DataError(
-            f"{site} is a record array with fields {list(x.dtype.names)}, "
-            "expected a plain matrix; stack them."
+            f"{site} is a record array with fields {list(x.dtype.names)}, expected a plain matrix; stack them."
         )
     if x.dtype.kind not in "biufc":
         cell = f", such as {next(iter(x.flat))!r}" if x.size else ""
@@ -349,8 +335,7 @@ def _from_list(x: list | tuple, site: str) -> Tensor:
         shapes = {tuple(row.shape) for row in x}
         if len(shapes) > 1:
             raise DataError(
-                f"{site} is a list of tensors of shapes {sorted(shapes)}, "
-                "expected one shape; pad or cut them."
+                f"{site} is a list of tensors of shapes {sorted(shapes)}, expected one shape; pad or cut them."
             )
         return torch.stack(list(x))
     widths = [len(row) if hasattr(row, "__len__") and not isinstance(row, str) else -1 for row in x]
@@ -365,11 +350,7 @@ def _from_list(x: list | tuple, site: str) -> Tensor:
     except (ValueError, OverflowError) as error:
         raise DataError(f"{site} is not a matrix of numbers ({error}); give rows of equal length.") from None
     if array.dtype.kind == "O":
-        array = (
-            np.array([[np.nan if cell is None else cell for cell in row] for row in x])
-            if widths[0] > 0
-            else array
-        )
+        array = np.array([[np.nan if cell is None else cell for cell in row] for row in x]) if widths[0] > 0 else array
     tensor = _from_array(array, site)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 

@@ -60,9 +60,7 @@ class Dataset:
                     "give every split the same columns."
                 )
         if self.columns is not None and len(self.columns) != self.observed:
-            raise DataError(
-                f"{self.name} has {self.observed} columns, but {len(self.columns)} names; name each once."
-            )
+            raise DataError(f"{self.name} has {self.observed} columns, but {len(self.columns)} names; name each once.")
         if self.shape is not None and torch.Size(self.shape).numel() != self.observed:
             raise DataError(
                 f"{self.name} has {self.observed} columns, which are not the pixels of an example of shape "
@@ -70,9 +68,7 @@ class Dataset:
             )
         for split, labels in (self.labels or {}).items():
             if split not in self.splits or len(labels) != len(self.splits[split]):
-                raise DataError(
-                    f"{self.name}.labels[{split!r}] does not fit a split; give one label for each row."
-                )
+                raise DataError(f"{self.name}.labels[{split!r}] does not fit a split; give one label for each row.")
 
     @property
     def observed(self) -> int:
@@ -92,10 +88,6 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = "/".join(str(len(x)) for x in self.splits.values())
-        kind = (
-            f"{self.values} values"
-            if self.values is not None
-            else str(self.train.dtype).removeprefix("torch.")
-        )
+        kind = f"{self.values} values" if self.values is not None else str(self.train.dtype).removeprefix("torch.")
         pixels = f", pixels {self.shape}" if self.shape is not None else ""
         return f"Dataset({self.name}: {sizes} x {self.observed}, {kind}{pixels})"

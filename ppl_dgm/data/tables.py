@@ -137,9 +137,7 @@ def write(path: str | os.PathLike, x: Tensor, columns: Sequence[str] | None = No
                     f"x has shape {array.shape}, but a .csv holds a matrix; pass x.flatten(1), or use .npy."
                 )
             if columns is not None and len(columns) != array.shape[1]:
-                raise DataError(
-                    f"x has {array.shape[1]} columns, but {len(columns)} names; name each column once."
-                )
+                raise DataError(f"x has {array.shape[1]} columns, but {len(columns)} names; name each column once.")
             array = array.astype(np.int64) if array.dtype.kind == "b" else array
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
@@ -149,9 +147,7 @@ def write(path: str | os.PathLike, x: Tensor, columns: Sequence[str] | None = No
             writer.writerows(array.astype(str).tolist())
             write_atomically(path, text.getvalue().encode())
         case _:
-            raise DataError(
-                f"{path.name} ends in {path.suffix!r}, expected .csv or .npy; choose one of the two."
-            )
+            raise DataError(f"{path.name} ends in {path.suffix!r}, expected .csv or .npy; choose one of the two.")
 
 
 def _tensors(
@@ -193,9 +189,7 @@ def _values(tensors: dict[str, Tensor]) -> int | None:
     return largest + 1 if largest < CATEGORIES else None
 
 
-def _split(
-    x: Tensor, fractions: tuple[float, float, float], seed: int, shuffle: bool, name: str
-) -> dict[str, Tensor]:
+def _split(x: Tensor, fractions: tuple[float, float, float], seed: int, shuffle: bool, name: str) -> dict[str, Tensor]:
     fits = len(fractions) == 3 and all(0 <= part <= 1 for part in fractions) and fractions[0] > 0
     if not fits or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise DataError(
@@ -227,9 +221,7 @@ def _choose(columns: Sequence[str | int], names: list[str] | None, width: int, f
                 raise DataError(f"{file} has {width} columns, so there is no column {column}; count from 0.")
             positions.append(int(column) % width)
         elif names is None:
-            raise DataError(
-                f"{file} has no column names, so there is no column {column!r}; give positions from 0."
-            )
+            raise DataError(f"{file} has no column names, so there is no column {column!r}; give positions from 0.")
         elif column not in names:
             near = get_close_matches(column, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names[:20])}."
@@ -283,9 +275,7 @@ def _read_parquet(path: Path) -> Any:
     try:
         import pyarrow  # noqa: F401  # optional: only this format needs it
     except ImportError:
-        raise DataError(
-            f"reading {path.name} needs pyarrow; install it with pip install 'ppl-dgm[parquet]'."
-        ) from None
+        raise DataError(f"reading {path.name} needs pyarrow; install it with pip install 'ppl-dgm[parquet]'.") from None
     import pandas as pd
 
     try:
@@ -332,9 +322,7 @@ def _lines(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path.name} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv."
-        ) from None
+        raise DataError(f"{path.name} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv.") from None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         lines = [(reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip()]
@@ -363,9 +351,7 @@ def _names(path: Path, lines: list[tuple[int, list[str]]], header: bool | None) 
         return None
     for column, name in enumerate(cells):
         if name in cells[:column]:
-            raise DataError(
-                f"{path.name}, line {line}: two columns are named {name!r}; give each its own name."
-            )
+            raise DataError(f"{path.name}, line {line}: two columns are named {name!r}; give each its own name.")
     return cells
 
 

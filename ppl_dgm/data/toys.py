@@ -26,9 +26,7 @@ RADIAL, TANGENTIAL = 0.3, 0.1  # pinwheel: standard deviations of an arm along a
 ENOUGH = 8.0  # standard deviations at which a Gaussian's tail is below float32's resolution
 
 
-def moons(
-    train: int = 2000, valid: int = 500, test: int = 1000, *, noise: float = 0.1, seed: int = 0
-) -> Dataset:
+def moons(train: int = 2000, valid: int = 500, test: int = 1000, *, noise: float = 0.1, seed: int = 0) -> Dataset:
     """Two interleaved half circles of radius one, blurred by Gaussian noise.
 
     With t uniform on [0, pi] and a fair coin for the moon,
@@ -55,8 +53,7 @@ def moons(
     """
     if not 0.03 <= noise <= 1:
         raise DataError(
-            f"moons: noise is {noise}, expected 0.03 to 1; without noise the two arcs have no density in "
-            "the plane."
+            f"moons: noise is {noise}, expected 0.03 to 1; without noise the two arcs have no density in the plane."
         )
 
     def draw(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -175,9 +172,7 @@ def pinwheel(train: int = 2000, valid: int = 500, test: int = 1000, *, seed: int
     def draw(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         arm = torch.randint(ARMS, (n,), generator=generator)
         scale = torch.tensor([RADIAL, TANGENTIAL], dtype=torch.float64)
-        along = scale * torch.randn(
-            n, 2, generator=generator, dtype=torch.float64
-        )  # [n, 2] in the arm's frame
+        along = scale * torch.randn(n, 2, generator=generator, dtype=torch.float64)  # [n, 2] in the arm's frame
         along[:, 0] += 1
         f = _rotate(along, arm * (2 * math.pi / ARMS))
         return ZOOM * _rotate(f, _twist(f)), arm
@@ -207,9 +202,7 @@ def _toy(
     labels: dict[str, Tensor] = {}
     for index, (split, n) in enumerate(zip(("train", "valid", "test"), sizes, strict=True)):
         if n < (split == "train"):
-            raise DataError(
-                f"{name}: {split} is {n}, expected a number of examples; draw at least one to train on."
-            )
+            raise DataError(f"{name}: {split} is {n}, expected a number of examples; draw at least one to train on.")
         generator = Generator().manual_seed(3 * seed + index)
         x, labels[split] = draw(n, generator)
         splits[split] = x.float()
@@ -312,9 +305,7 @@ def _pinwheel_entropy() -> float:
 
 def _planar(x: Tensor) -> Tensor:
     if x.shape[-1:] != (2,):
-        raise DataError(
-            f"x has shape {tuple(x.shape)}, but the toy lives in the plane; give points as [n, 2]."
-        )
+        raise DataError(f"x has shape {tuple(x.shape)}, but the toy lives in the plane; give points as [n, 2].")
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 

@@ -168,11 +168,7 @@ def layout(name: str, story: Callable[[], Any]) -> Layout:
             found.device = node["infer"]["_coordinates"][0].device
         elif is_deterministic(node):
             found.deterministic.append(key)
-            if (
-                node["is_observed"]
-                and not node["infer"].get("_deterministic")
-                and _holds(node, other.nodes[key])
-            ):
+            if node["is_observed"] and not node["infer"].get("_deterministic") and _holds(node, other.nodes[key]):
                 found.points.add(key)
             found.latent_points |= not node["is_observed"]
         elif node["is_observed"]:
@@ -211,12 +207,7 @@ def _refuse(name: str, nodes: dict[str, Any], other: Any) -> None:
                     "density is noisy; "
                     "give the plate all rows, or use method='svi'."
                 )
-        elif (
-            not node["is_observed"]
-            and not is_point(fn)
-            and not is_coordinate(fn)
-            and not fn.has_enumerate_support
-        ):
+        elif not node["is_observed"] and not is_point(fn) and not is_coordinate(fn) and not fn.has_enumerate_support:
             raise TaskUnavailable(
                 f"site {key!r} ({type(base_of(fn)).__name__}) is discrete and has no finite list of values "
                 "to sum over; use "

@@ -115,9 +115,7 @@ class _Enumerate(EnumMessenger):
         shape = value.shape[: value.dim() - msg["fn"].event_dim]
         ids = msg["infer"].setdefault("_dim_to_id", {})
         ids.update(self._param_dims.get(msg["name"], {}))
-        self._value_dims[msg["name"]] = {
-            dim: id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1
-        }
+        self._value_dims[msg["name"]] = {dim: id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1}
 
 
 class Joint:
@@ -194,10 +192,7 @@ class Joint:
         total: Any = self.layout_zero(chains)
         for node in nodes.values():
             log_prob = node["log_prob"]
-            if chains is None:
-                total = total + log_prob.sum()
-            else:
-                total = total + _per_chain(log_prob, chains, self.layout.nesting)
+            total = total + (log_prob.sum() if chains is None else _per_chain(log_prob, chains, self.layout.nesting))
         return total
 
     def sites_at(self, z: Tensor) -> dict[str, Any]:
@@ -212,9 +207,7 @@ class Joint:
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         sizes: dict[str, int] = {}
         for node in nodes.values():
-            plates = frozenset(
-                trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized
-            )
+            plates = frozenset(trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized)
             term = node["packed"]["log_prob"]
             terms.setdefault(plates, []).append(term)
             sizes.update(zip(term._pyro_dims, term.shape, strict=True))

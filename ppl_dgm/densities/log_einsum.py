@@ -44,9 +44,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     assert total is not None
     if summed:
         return torch.logsumexp(total, list(range(len(output), len(order))))
-    return (
-        total.clone() if len(operands) == 1 else total
-    )  # the ring writes a name on it: never on its argument
+    return total.clone() if len(operands) == 1 else total  # the ring writes a name on it: never on its argument
 
 
 tensordot = Tensordot(einsum)

@@ -64,9 +64,7 @@ def reference(joint: Joint, z: Tensor) -> Tensor | None:
 
 
 def _potential(joint: Joint, layout: Layout, z: Tensor) -> Tensor:
-    story = Start()(
-        joint.story
-    )  # for the run that Pyro makes to see the sites: flat priors cannot be drawn from
+    story = Start()(joint.story)  # for the run that Pyro makes to see the sites: flat priors cannot be drawn from
     _, potential, _, _ = initialize_model(story, (), {}, initial_params={})
     params = {name: z[site.place].reshape(site.shape) for name, site in layout.sites.items()}
     return torch.as_tensor(potential(params))

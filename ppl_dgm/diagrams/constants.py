@@ -34,9 +34,7 @@ def _written(fn: Any) -> str:
     ):
         fn = fn.base_dist
     held = {name: fn.__dict__.get(name, fn.__dict__.get(f"_{name}")) for name in fn.arg_constraints}
-    if not any(
-        isinstance(value, Tensor) for value in held.values()
-    ):  # a Beta keeps its numbers in a Dirichlet
+    if not any(isinstance(value, Tensor) for value in held.values()):  # a Beta keeps its numbers in a Dirichlet
         held = {name: getattr(fn, name) for name in fn.arg_constraints}
     if "covariance_matrix" in held and "scale_tril" in held:  # one matrix by three names
         held = {"loc": held["loc"], "covariance_matrix": fn.covariance_matrix}

@@ -134,11 +134,7 @@ class Placement:
         some that cross it."""
         level = [0] * len(self.plates)
         for p in self._inner_first():
-            inner = [
-                q
-                for q in range(len(level))
-                if level[q] and edge_rows[q] == edge_rows[p] and self._meets(p, q)
-            ]
+            inner = [q for q in range(len(level)) if level[q] and edge_rows[q] == edge_rows[p] and self._meets(p, q)]
             level[p] = 1 + max((level[q] for q in inner), default=0)
         return level
 
@@ -201,9 +197,7 @@ class Placement:
                     continue
                 width, (i, line) = float(across[u] - across[v]), place[v]
                 beside = i + (1 if width > 0 else -1)
-                if 0 <= beside < len(line) and abs(width) > abs(
-                    gap := float(across[line[beside]] - across[v])
-                ):
+                if 0 <= beside < len(line) and abs(width) > abs(gap := float(across[line[beside]] - across[v])):
                     clear = 21.0
                     needed[max(self.units[u].row, self.units[v].row)].append(
                         clear * abs(width) / max(gap**2 - clear**2, 1.0) ** 0.5
@@ -279,17 +273,13 @@ class Placement:
                 ):
                     program.apart(high[p], low[q], _OUTSIDE)
 
-    def _plate_borders(
-        self, program: "_Program", p: int, low: list[int], high: list[int], ends: list[int]
-    ) -> None:
+    def _plate_borders(self, program: "_Program", p: int, low: list[int], high: list[int], ends: list[int]) -> None:
         members, strip = self.plates[p], self.strips[p] if self.right else 0.0
         for u in members:
             program.apart(low[p], u, self.extent[u, 0] + _PAD)
             program.apart(u, high[p], self.extent[u, 1] + _PAD + strip - (4.0 if strip else 0.0))
         label = self.scene.plates[p].label.extent[0] + 2 * _LABEL
-        program.apart(
-            low[p], high[p], sum(self.scene.plates[p].label.extent[1:]) + _PAD if self.right else label
-        )
+        program.apart(low[p], high[p], sum(self.scene.plates[p].label.extent[1:]) + _PAD if self.right else label)
         for q in range(len(self.plates)):
             if (p, q) in self.nested:
                 program.apart(low[p], low[q], _INNER)
@@ -339,9 +329,7 @@ class Placement:
         for s in self.segments:
             bends = sum(not self.units[u].names for u in (s.source, s.target))
             level = self.units[s.source].row == self.units[s.target].row
-            program.distance(
-                {s.source: 1.0, s.target: -1.0}, s.weight * (0.2 if level else (1.0, 2.0, 4.0)[bends])
-            )
+            program.distance({s.source: 1.0, s.target: -1.0}, s.weight * (0.2 if level else (1.0, 2.0, 4.0)[bends]))
             if not level and s.weight >= 1:
                 ends[s.source, True].append(s.target)
                 ends[s.target, False].append(s.source)

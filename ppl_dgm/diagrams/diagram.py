@@ -151,9 +151,7 @@ class Diagram:
         path = Path(path)
         ending = path.suffix.lower()
         if ending not in _FORMATS:
-            raise FileError(
-                f"{path.name} does not say its format: the name must end in {', '.join(_FORMATS)}."
-            )
+            raise FileError(f"{path.name} does not say its format: the name must end in {', '.join(_FORMATS)}.")
         path.parent.mkdir(parents=True, exist_ok=True)
         if ending in (".svg", ".png", ".pdf"):
             pictures.save(self.figure(), path, dpi)

@@ -35,9 +35,7 @@ def dot(scene: Scene) -> str:
         lines.append(f"  {name} [shape=box, style=rounded, {size}, {label}, {middle}];")
     lines += [f"  {_quoted(name)} [{_attributes(node)}];" for name, node in scene.nodes.items()]
     for edge in scene.edges:
-        style = {"guide": " [style=dashed, constraint=false]", "factor": " [arrowhead=none]"}.get(
-            edge.kind, ""
-        )
+        style = {"guide": " [style=dashed, constraint=false]", "factor": " [arrowhead=none]"}.get(edge.kind, "")
         lines.append(f"  {_quoted(edge.source)} -> {_quoted(edge.target)}{style};")
     return "\n".join([*lines, "}"]) + "\n"
 

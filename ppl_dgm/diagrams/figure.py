@@ -74,11 +74,7 @@ def _edge(axes: Axes, edge: EdgeMark, scale: float, dimmed: bool) -> None:
         base = tip - along * length
         head = [tip, base + across, base + along * 0.18 * length, base - across]
         axes.add_artist(Polygon(head, closed=True, fc=colour, ec="none", zorder=2.2, gid="head"))
-        curve = (
-            np.concatenate([curve, [[base, base, base, base + along * 0.18 * length]]])
-            if len(curve)
-            else curve
-        )
+        curve = np.concatenate([curve, [[base, base, base, base + along * 0.18 * length]]]) if len(curve) else curve
     if len(curve):
         dashes = (0, (4.0 * LINE / width, 2.8 * LINE / width)) if edge.kind == "guide" else "solid"
         axes.add_artist(
@@ -111,9 +107,7 @@ def _node(axes: Axes, node: NodeMark, scale: float, dimmed: bool) -> None:
     elif node.kind == "factor":
         corner = (node.x - node.radius, node.y - node.radius)
         axes.add_artist(
-            Rectangle(
-                corner, 2 * node.radius, 2 * node.radius, fc=colour, ec=colour, lw=0, zorder=3, gid="node"
-            )
+            Rectangle(corner, 2 * node.radius, 2 * node.radius, fc=colour, ec=colour, lw=0, zorder=3, gid="node")
         )
     else:
         fill = OBSERVED if node.kind == "observed" else "white"
@@ -121,9 +115,7 @@ def _node(axes: Axes, node: NodeMark, scale: float, dimmed: bool) -> None:
         rim = node.radius - width / scale / 2
         axes.add_artist(Circle(at, rim, fc=fill, ec=colour, lw=width, zorder=3, gid="node"))
         if node.kind == "deterministic":
-            axes.add_artist(
-                Circle(at, rim - 2.4, fill=False, ec=colour, lw=LINE * scale, zorder=3, gid="rim")
-            )
+            axes.add_artist(Circle(at, rim - 2.4, fill=False, ec=colour, lw=LINE * scale, zorder=3, gid="rim"))
 
 
 def _text(axes: Axes, text: Text) -> None:

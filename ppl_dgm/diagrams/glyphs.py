@@ -13,9 +13,7 @@ from matplotlib.textpath import text_to_path
 __all__ = ["Line", "line", "measure"]
 
 _EM = 100.0  # outlines are kept at this size
-_FONT = FontProperties(
-    family="cmr10", size=_EM, math_fontfamily="cm"
-)  # Computer Modern, which matplotlib brings along
+_FONT = FontProperties(family="cmr10", size=_EM, math_fontfamily="cm")  # Computer Modern, which matplotlib brings along
 _ATOM = re.compile(
     r"\\mathrm\{(?P<roman>(?:[^{}\\]|\\.)*)\}"
     r"|_\{(?P<below>(?:[^{}\\]|\\[^{}]|\\mathrm\{(?:[^{}\\]|\\.)*\}|\\[{}])*)\}"
@@ -87,9 +85,7 @@ def _roman(word: str) -> tuple[Path, float]:
     try:
         return _outline(rf"$\mathrm{{{word}}}$", True)
     except ValueError:  # matplotlib knows fewer signs than LaTeX
-        return _outline(
-            re.sub(r"\\(?:backslash )?", "", word), False, FontProperties(family="DejaVu Serif", size=_EM)
-        )
+        return _outline(re.sub(r"\\(?:backslash )?", "", word), False, FontProperties(family="DejaVu Serif", size=_EM))
 
 
 @lru_cache(maxsize=1024)
@@ -100,6 +96,6 @@ def _symbol(tex: str) -> tuple[Path, float]:
 def _outline(text: str, math: bool, font: FontProperties = _FONT) -> tuple[Path, float]:
     vertices, codes = text_to_path.get_text_path(font, text, ismath=math)  # type: ignore[arg-type]
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=math)  # type: ignore[arg-type]
-    return Path(
-        np.asarray(vertices, dtype=float).reshape(-1, 2) / _EM, np.asarray(codes, dtype=Path.code_type)
-    ), float(width) / _EM
+    return Path(np.asarray(vertices, dtype=float).reshape(-1, 2) / _EM, np.asarray(codes, dtype=Path.code_type)), float(
+        width
+    ) / _EM

@@ -52,9 +52,7 @@ _LETTERS = dict(zip("αβγδεζηθικλμνξπρστυφχψω", [
     "alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda",
     "mu", "nu",
     "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]))  # fmt: skip
-_LETTERS |= dict(
-    zip("ΓΔΘΛΞΠΣΦΨΩ", ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"])
-)
+_LETTERS |= dict(zip("ΓΔΘΛΞΠΣΦΨΩ", ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]))
 _SPECIAL = {
     '"': "''",
     "_": r"\_",
@@ -170,15 +168,11 @@ def indices(plates: Sequence[str]) -> dict[str, str]:
     letters: dict[str, str] = {}
     for plate in plates:
         wanted = ("n" if plate == "data" else "") + plate.lower() + "ijklmnpqrstuvwabcdefgh"
-        letters[plate] = next(
-            c for c in wanted + "?" if c == "?" or ("a" <= c <= "z" and c not in letters.values())
-        )
+        letters[plate] = next(c for c in wanted + "?" if c == "?" or ("a" <= c <= "z" and c not in letters.values()))
     return letters
 
 
-def distribution(
-    name: str, dist: str, parents: Sequence[str], index: str = "", shape: Sequence[int] = ()
-) -> str:
+def distribution(name: str, dist: str, parents: Sequence[str], index: str = "", shape: Sequence[int] = ()) -> str:
     r"""`z ~ N(0, I)`-like text: the variable, its family, and what it depends on.
 
     A standard normal or a text that already has arguments is written with them; otherwise the parents are
@@ -193,9 +187,7 @@ def distribution(
     """
     family, _, arguments = dist.partition("(")
     symbol = _DISTRIBUTIONS.get(family, rf"\mathrm{{{_escape(family)}}}")
-    inside = _arguments(arguments.rstrip(")"), len(shape) > 0) or ", ".join(
-        typeset(parent) for parent in parents
-    )
+    inside = _arguments(arguments.rstrip(")"), len(shape) > 0) or ", ".join(typeset(parent) for parent in parents)
     variable = typeset(name)
     if index:
         variable = (

@@ -50,16 +50,12 @@ def read(
     for order, (name, data, guide_only) in enumerate(everything):
         nodes[name] = _node(name, data, order, guide_only)
         if distributions:
-            parents = [
-                p
-                for p in (recognition if guide_only and recognition is not None else graph).predecessors(name)
-            ]
+            parents = [p for p in (recognition if guide_only and recognition is not None else graph).predecessors(name)]
             if not parents and name in (constants or {}):
                 data = {**data, "dist": (constants or {})[name]}
             _annotate(nodes[name], data, parents, letters)
     edges = [
-        EdgeMark(u, v, "factor" if "factor" in (nodes[u].kind, nodes[v].kind) else "model")
-        for u, v in graph.edges
+        EdgeMark(u, v, "factor" if "factor" in (nodes[u].kind, nodes[v].kind) else "model") for u, v in graph.edges
     ]
     if recognition is not None:
         edges += [EdgeMark(u, v, "guide") for u, v in recognition.edges if u in nodes and v in nodes]
@@ -91,9 +87,7 @@ def _node(name: str, data: Mapping[str, Any], order: int, guide_only: bool) -> N
     return NodeMark(name, kind, frozenset(data.get("plates", ())), label, side, order, guide_only=guide_only)
 
 
-def _annotate(
-    node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], letters: dict[str, str]
-) -> None:
+def _annotate(node: NodeMark, data: Mapping[str, Any], parents: Sequence[str], letters: dict[str, str]) -> None:
     """Writes a site's distribution, or a module's number of parameters, beside it."""
     if node.kind in ("latent", "observed") and data.get("dist"):
         index = "".join(letters.get(plate, "") for plate in data.get("plates", ()))
@@ -174,9 +168,7 @@ def _units(scene: Scene, rows: Rows, right: bool) -> tuple[list[Unit], dict[str,
     for (governed, row, guide_only, plates), names in stacks.items():
         # texts of what they govern, and labels of plates in rows that run to the right, leave one side free
         # only
-        captioned = right or any(
-            scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed
-        )
+        captioned = right or any(scene.nodes[child].side == "right" or scene.nodes[child].note for child in governed)
         count = 1 if guide_only or captioned or len(names) == 1 else 2
         count = max(count, -(-len(names) // _TALLEST))
         length = -(-len(names) // count)
@@ -209,9 +201,7 @@ def _segments(
         for row in range(rows.row[edge.source] + step, rows.row[edge.target], step):
             ends = scene.nodes[edge.source].plates, scene.nodes[edge.target].plates
             plates = frozenset(p for p in ends[0] | ends[1] if extents[p][0] <= row <= extents[p][1])
-            crossing = [p for p in ends[0] - ends[1] if p in plates] and [
-                p for p in ends[1] - ends[0] if p in plates
-            ]
+            crossing = [p for p in ends[0] - ends[1] if p in plates] and [p for p in ends[1] - ends[0] if p in plates]
             units.append(Unit((), row, (ends[0] & ends[1]) if crossing else plates, 12.0))
             chain.append(len(units) - 1)
         segments += [Segment(a, b, weight) for a, b in zip([u, *chain], [*chain, v])]
@@ -246,9 +236,7 @@ def _plan(scene: Scene, rows: Rows, right: bool) -> _Plan:
             if names:
                 piece = sum(mark.name == plate.name for mark in marks)
                 marks.append(
-                    PlateMark(
-                        plate.name, plate.size, names, Text(plate.label.tex, plate.label.size), piece=piece
-                    )
+                    PlateMark(plate.name, plate.size, names, Text(plate.label.tex, plate.label.size), piece=piece)
                 )
                 members.append(run)
     return _Plan(units, order, place_of, segments, bends, marks, members)
@@ -286,11 +274,7 @@ def _name_sides(
             low = rank[place_of[name]] < rank[place_of[edge.target]]
             scene.nodes[name].side = ("above" if low else "below") if right else ("left" if low else "right")
     for name, node in scene.nodes.items():
-        if (
-            node.kind == "parameter"
-            and name not in rows.beside
-            and not any(e.target == name for e in scene.edges)
-        ):
+        if node.kind == "parameter" and name not in rows.beside and not any(e.target == name for e in scene.edges):
             node.side = "left" if right else "below" if name in rows.below else "above"
 
 

@@ -53,9 +53,7 @@ def _path(name: str, plates: Iterable[PlateMark]) -> tuple[str, ...]:
     members = {key: frozenset().union(*(p.members for p in plates if p.name == key)) for key in mine}
     path: list[list[str]] = []
     for key in sorted(mine, key=lambda k: (-len(members[k]), k)):
-        crossed = next(
-            (group for group in path if any(not members[key] <= members[other] for other in group)), None
-        )
+        crossed = next((group for group in path if any(not members[key] <= members[other] for other in group)), None)
         if crossed is None:
             path.append([key])
         else:
@@ -71,9 +69,7 @@ def _region(
     indent = "  " * depth
     for name in regions.get(here, []):
         node = scene.nodes[name]
-        lines.append(
-            indent + identifiers[name] + _SHAPE[node.kind].format('"' + _safe(_plain(node.label.tex)) + '"')
-        )
+        lines.append(indent + identifiers[name] + _SHAPE[node.kind].format('"' + _safe(_plain(node.label.tex)) + '"'))
     for key in dict.fromkeys(
         path[: len(here) + 1] for path in regions if len(path) > len(here) and path[: len(here)] == here
     ):

@@ -86,9 +86,7 @@ def _gather(units: list[int], plates: list[frozenset[int]], rows: list[int]) -> 
     return _Box(children)
 
 
-def _regions(
-    inside: list[int], family: list[frozenset[int]], plates: list[frozenset[int]], rows: list[int]
-) -> _Box:
+def _regions(inside: list[int], family: list[frozenset[int]], plates: list[frozenset[int]], rows: list[int]) -> _Box:
     cells: dict[tuple[bool, ...], list[int]] = defaultdict(list)
     for unit in inside:
         cells[tuple(unit in p for p in family)].append(unit)
@@ -155,19 +153,13 @@ class Ordering:
         for i, unit in enumerate(units):
             for plate in sorted(unit.plates):
                 plates[plate].add(i)
-        self.root = _gather(
-            list(range(len(units))), [frozenset(p) for p in plates.values()], self.rows.tolist()
-        )
+        self.root = _gather(list(range(len(units))), [frozenset(p) for p in plates.values()], self.rows.tolist())
         down, level = [], []
         for s in segments:
             if self.rows[s.source] == self.rows[s.target]:
                 level.append((s.source, s.target, s.weight))
             elif abs(self.rows[s.source] - self.rows[s.target]) == 1:
-                ends = (
-                    (s.source, s.target)
-                    if self.rows[s.source] < self.rows[s.target]
-                    else (s.target, s.source)
-                )
+                ends = (s.source, s.target) if self.rows[s.source] < self.rows[s.target] else (s.target, s.source)
                 down.append((*ends, s.weight))
         self.down, self.level = _table(down), _table(level)
         for source, target, _ in level[::-1]:
@@ -261,11 +253,7 @@ class Ordering:
 
     def _sort(self, box: _Box, wanted: dict[int, float]) -> None:
         def key(child: "int | _Box") -> float:
-            return (
-                float(np.mean([wanted[u] for u in child.units()]))
-                if isinstance(child, _Box)
-                else wanted[child]
-            )
+            return float(np.mean([wanted[u] for u in child.units()])) if isinstance(child, _Box) else wanted[child]
 
         for child in box.children:
             if isinstance(child, _Box):
@@ -300,9 +288,7 @@ class Ordering:
             for other in list(box.children):
                 if other is not child and rows & self._rows_of(other):
                     for after in (0, 1):
-                        yield lambda now, child=child, other=other, after=after: _moved(
-                            now, child, other, after
-                        )
+                        yield lambda now, child=child, other=other, after=after: _moved(now, child, other, after)
         yield lambda now: now[::-1]
 
     def _rows_of(self, child: "int | _Box") -> set[int]:

@@ -109,9 +109,7 @@ class _Obstacles:
                 circle_owners.append(node.name)
             else:
                 width, height = node.half
-                boxes.append(
-                    _grown((node.x - width, node.y - height, node.x + width, node.y + height), _NODE * 0.6)
-                )
+                boxes.append(_grown((node.x - width, node.y - height, node.x + width, node.y + height), _NODE * 0.6))
                 box_owners.append(node.name)
             for text in node.texts():
                 if (node.side != "in" or text is node.note) and (node.kind != "input" or text is node.note):
@@ -172,9 +170,7 @@ class _Drawn:
                 continue
             total += 25.0 * _crossings(at, line)
             middle = (
-                at[len(at) // 5 : -len(at) // 5]
-                if {other.source, other.target} & {edge.source, edge.target}
-                else at
+                at[len(at) // 5 : -len(at) // 5] if {other.source, other.target} & {edge.source, edge.target} else at
             )
             near = np.hypot(middle[:, None, 0] - line[:, 0], middle[:, None, 1] - line[:, 1]).min(1) < 3.5
             total += 6.0 * float(near.sum())
@@ -238,9 +234,7 @@ def _smooth(path: np.ndarray) -> Curve:
     tangents[1:-1] = middle / (np.hypot(middle[:, 0], middle[:, 1])[:, None] + 1e-9)
     tangents[0], tangents[-1] = unit[0], unit[-1]
     reach = lengths / 3
-    return np.stack(
-        [path[:-1], path[:-1] + tangents[:-1] * reach, path[1:] - tangents[1:] * reach, path[1:]], axis=1
-    )
+    return np.stack([path[:-1], path[:-1] + tangents[:-1] * reach, path[1:] - tangents[1:] * reach, path[1:]], axis=1)
 
 
 def _rounded(path: np.ndarray, radius: float) -> Curve:
@@ -325,17 +319,13 @@ def shortened(curve: Curve, by: float) -> tuple[Curve, np.ndarray]:
 # ------------------------------------------------------------------------------------------------------
 
 
-def _way_round(
-    start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: EdgeMark
-) -> np.ndarray | None:
+def _way_round(start: np.ndarray, end: np.ndarray, obstacles: _Obstacles, edge: EdgeMark) -> np.ndarray | None:
     """The shortest broken line past the obstacles, by the corners round them (A*). [points, 2] or None."""
     circles, boxes = obstacles.of(edge)
     turns = _TURNS if len(obstacles.circles) > _MANY else 5 * _TURNS
     low, high = np.minimum(start, end) - _NEAR, np.maximum(start, end) + _NEAR
     circles = circles[((circles[:, :2] > low) & (circles[:, :2] < high)).all(1)]
-    boxes = boxes[
-        (boxes[:, 2] > low[0]) & (boxes[:, 0] < high[0]) & (boxes[:, 3] > low[1]) & (boxes[:, 1] < high[1])
-    ]
+    boxes = boxes[(boxes[:, 2] > low[0]) & (boxes[:, 0] < high[0]) & (boxes[:, 3] > low[1]) & (boxes[:, 1] < high[1])]
     stops = np.array([start, end, *_corners(circles, boxes)])
     free = np.array([i < 2 or _clearance(stop[None], circles, boxes) > 0 for i, stop in enumerate(stops)])
     stops = stops[free]

@@ -46,9 +46,7 @@ def assign_rows(nodes: dict[str, NodeMark], edges: list[EdgeMark]) -> Rows:
     loose = {
         name
         for name, node in nodes.items()
-        if node.kind in ("parameter", "input")
-        and name not in has_parents
-        and (children[name] or guided[name])
+        if node.kind in ("parameter", "input") and name not in has_parents and (children[name] or guided[name])
     }
     core = [name for name in nodes if name not in loose]
     arrows = [_downward(nodes, u, v) for u, v in model if u in nodes and u not in loose]
@@ -120,9 +118,7 @@ def _extents(nodes: dict[str, NodeMark], row: dict[str, int]) -> tuple[dict[str,
     return first, last
 
 
-def _series(
-    nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: list[tuple[str, str]]
-) -> dict[str, str]:
+def _series(nodes: dict[str, NodeMark], arrows: list[tuple[str, str]], model: list[tuple[str, str]]) -> dict[str, str]:
     """{node: first node of its series}, for Markov chains such as z_1 -> z_2 -> ... whose states have
     children of their own,
     or several parents in common.
@@ -146,9 +142,7 @@ def _series(
         if len(chain) < 2 or steps < len(chain) - 1 or (with_children < 2 and shared < 2):
             continue
         trial = {**merged, **dict.fromkeys(chain, chain[0])}
-        graph = nx.DiGraph(
-            (trial.get(u, u), trial.get(v, v)) for u, v in arrows if trial.get(u, u) != trial.get(v, v)
-        )
+        graph = nx.DiGraph((trial.get(u, u), trial.get(v, v)) for u, v in arrows if trial.get(u, u) != trial.get(v, v))
         if nx.is_directed_acyclic_graph(graph):
             merged = trial
     return merged
@@ -166,9 +160,7 @@ def _layers(core: list[str], arrows: list[tuple[str, str]], merged: dict[str, st
     cost = np.bincount(end, minlength=len(heads)) - np.bincount(start, minlength=len(heads)) + 1e-4
     line = np.arange(len(pairs))
     ones = np.ones(len(pairs))
-    matrix = coo_matrix(
-        (np.r_[ones, -ones], (np.r_[line, line], np.r_[start, end])), (len(pairs), len(heads))
-    )
+    matrix = coo_matrix((np.r_[ones, -ones], (np.r_[line, line], np.r_[start, end])), (len(pairs), len(heads)))
     solved = linprog(cost, A_ub=matrix, b_ub=-ones, bounds=(0, len(heads)), method="highs-ds")
     return {name: round(solved.x[index[merged.get(name, name)]]) for name in core}
 

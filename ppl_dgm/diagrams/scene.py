@@ -168,16 +168,12 @@ class Scene:
     dimmed: bool = False  # whether what is not highlighted steps back
 
     def texts(self) -> list[Text]:
-        return [text for node in self.nodes.values() for text in node.texts()] + [
-            plate.label for plate in self.plates
-        ]
+        return [text for node in self.nodes.values() for text in node.texts()] + [plate.label for plate in self.plates]
 
     def fit(self, margin: float = 6.0) -> None:
         """Moves everything so that the canvas starts at the origin, and sets its size."""
         boxes = [text.box for text in self.texts()] + [plate.box for plate in self.plates]
-        boxes += [
-            (n.x - n.half[0], n.y - n.half[1], n.x + n.half[0], n.y + n.half[1]) for n in self.nodes.values()
-        ]
+        boxes += [(n.x - n.half[0], n.y - n.half[1], n.x + n.half[0], n.y + n.half[1]) for n in self.nodes.values()]
         boxes += [(*e.curve.min((0, 1)), *e.curve.max((0, 1))) for e in self.edges if len(e.curve)]
         if not boxes:
             self.size = (2 * margin, 2 * margin)

@@ -34,9 +34,7 @@ def tikz(scene: Scene, standalone: bool = False) -> str:
     lines = [r"\begin{tikzpicture}[x=1pt, y=1pt, line width=0.6pt,", _STYLES + "]"]
     for plate in scene.plates:
         left, bottom, right, top = plate.box
-        lines.append(
-            rf"  \draw[plate] {_at(left, bottom)} rectangle {_at(right, top)}; % plate {_comment(plate.name)}"
-        )
+        lines.append(rf"  \draw[plate] {_at(left, bottom)} rectangle {_at(right, top)}; % plate {_comment(plate.name)}")
         lines.append(_caption(plate.label.x, plate.label.y, plate.label.tex, plate.label.size))
     for name, node in scene.nodes.items():
         lines += _node(node, names[name])

@@ -37,9 +37,7 @@ class DiscretisedNormal(dist.TorchDistribution):
 
     def __init__(self, loc: Tensor, scale: Tensor, values: int, validate_args: bool | None = None) -> None:
         if not isinstance(values, int) or values < 2:
-            raise ProgramError(
-                f"DiscretisedNormal: values is {values!r}; give the number of grey levels, at least 2."
-            )
+            raise ProgramError(f"DiscretisedNormal: values is {values!r}; give the number of grey levels, at least 2.")
         self.loc, self.scale = broadcast_all(loc, scale)
         self.values = values
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -90,9 +88,7 @@ class DiscretisedNormal(dist.TorchDistribution):
     def probs(self) -> Tensor:
         """The V masses, [*batch, V]."""
         levels = torch.arange(self.values, device=self.loc.device)
-        parts = DiscretisedNormal(
-            self.loc[..., None], self.scale[..., None], self.values, validate_args=False
-        )
+        parts = DiscretisedNormal(self.loc[..., None], self.scale[..., None], self.values, validate_args=False)
         return parts.log_prob(levels).exp()
 
     @property

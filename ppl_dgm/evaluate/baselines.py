@@ -168,9 +168,7 @@ def pair_counts(x: Tensor, observed: Tensor, values: int) -> PairCounts:
         observed: [n, D] bool.
         values: K.
     """
-    codes = (
-        torch.nn.functional.one_hot(x, values).float() * observed[..., None]
-    )  # [n, D, K]; counts stay exact to 2^24
+    codes = torch.nn.functional.one_hot(x, values).float() * observed[..., None]  # [n, D, K]; counts stay exact to 2^24
     variables = x.shape[1]
     joint = sum((c.flatten(1).T @ c.flatten(1)).double() for c in codes.split(2**20))  # [D K, D K]
     assert isinstance(joint, Tensor)
@@ -213,9 +211,7 @@ def maximum_spanning_tree(weights: Tensor) -> list[int]:
 def normalise(counts: Tensor) -> Tensor:
     """Divide by the sum over the last dimension; where that is zero, uniform."""
     total = counts.sum(-1, keepdim=True)
-    return torch.where(
-        total > 0, counts / total.clamp(min=1e-300), torch.full_like(counts, 1 / counts.shape[-1])
-    )
+    return torch.where(total > 0, counts / total.clamp(min=1e-300), torch.full_like(counts, 1 / counts.shape[-1]))
 
 
 def best_on_validation(

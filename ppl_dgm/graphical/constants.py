@@ -85,9 +85,7 @@ def _node(root: nn.Module, path: str, prefix: str) -> tuple[str, str]:
         return prefix, type(root).__name__
     first, _, rest = path.partition(".")
     if first == "free_parameters":
-        return rest.removeprefix("p:").replace("|", ".").partition("$$$")[
-            0
-        ], "module" if "$$$" in rest else ""
+        return rest.removeprefix("p:").replace("|", ".").partition("$$$")[0], "module" if "$$$" in rest else ""
     if not rest:
         return first.removesuffix("_unconstrained"), ""
     child = getattr(root, first)
@@ -98,9 +96,7 @@ def _node(root: nn.Module, path: str, prefix: str) -> tuple[str, str]:
 def input_leaves(program: Program, args: tuple, kwargs: dict) -> dict[str, Tensor]:
     """{name: tensor} of the tensors among a model's arguments, by the model's own names for them."""
     try:
-        bound: dict[str, Any] = dict(
-            inspect.signature(_story(program)).bind_partial(*args, **kwargs).arguments
-        )
+        bound: dict[str, Any] = dict(inspect.signature(_story(program)).bind_partial(*args, **kwargs).arguments)
     except (TypeError, ValueError):
         bound = {**{f"input_{i}": arg for i, arg in enumerate(args)}, **kwargs}
     leaves: dict[str, Tensor] = {}

@@ -27,9 +27,7 @@ def terms(graph: nx.DiGraph) -> list[Factor]:
     for node, data in graph.nodes(data=True):
         if data["kind"] in ("latent", "observed", "deterministic", "factor"):
             above = list(graph.predecessors(node))
-            constant = tuple(
-                p for p in graph if p in above and graph.nodes[p]["kind"] in ("parameter", "input")
-            )
+            constant = tuple(p for p in graph if p in above and graph.nodes[p]["kind"] in ("parameter", "input"))
             variable = tuple(p for p in graph if p in above and p not in constant)
             found.append(Factor(node, variable, constant, data["kind"]))
     return found
@@ -88,8 +86,7 @@ class Factorisation(str):
         sign = r"\propto" if any(term.kind == "factor" for term in body) else "="
         lines = rf"p({', '.join(map(latex_name, head))}) {sign} {product}"
         defined = [
-            rf"{latex_name(t.child)} = f({', '.join(map(latex_name, (*t.parents, *t.constants)))})"
-            for t in where
+            rf"{latex_name(t.child)} = f({', '.join(map(latex_name, (*t.parents, *t.constants)))})" for t in where
         ]
         return lines + (r",\quad " + r",\ ".join(defined) if defined else "")
 
@@ -105,9 +102,7 @@ def _text(graph: nx.DiGraph, plates: dict[str, int], found: list[Factor]) -> str
 def _parts(graph: nx.DiGraph, found: list[Factor]) -> tuple[list[str], list[Factor], list[Factor]]:
     """Variables of the joint, its terms, and the definitions of deterministic nodes."""
     head = [term.child for term in found if term.kind in ("latent", "observed")]
-    body = [
-        term for term in found if term.kind != "deterministic" and not graph.nodes[term.child].get("masked")
-    ]
+    body = [term for term in found if term.kind != "deterministic" and not graph.nodes[term.child].get("masked")]
     return head, body, [term for term in found if term.kind == "deterministic"]
 
 

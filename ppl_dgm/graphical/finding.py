@@ -13,8 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..checking import support_in_words
-from ..checking import explain
+from ..checking import explain, support_in_words
 from ..data import check_observations
 from ..errors import DgmError, ProgramError
 from ..program import Program, as_program
@@ -66,9 +65,7 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
         args = (args[0].train, *args[1:])
     if args and program.observed is not None and isinstance(args[0], Tensor):
         args = (
-            check_observations(
-                args[0], observed=program.observed, support=program.support, site=program.site
-            ),
+            check_observations(args[0], observed=program.observed, support=program.support, site=program.site),
             *args[1:],
         )
     if not args and not kwargs and program.observed is not None and program.draws_n:
@@ -76,9 +73,7 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
             drawn = poutine.trace(program.run_model).get_trace(n=2).nodes
         if program.site in drawn:
             return (drawn[program.site]["value"],), frozenset({"data"})
-    return tree_map(
-        lambda leaf: leaf.to(program.device) if isinstance(leaf, Tensor) else leaf, args
-    ), frozenset()
+    return tree_map(lambda leaf: leaf.to(program.device) if isinstance(leaf, Tensor) else leaf, args), frozenset()
 
 
 def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> tuple[float, set[str]]:
@@ -95,10 +90,7 @@ def _try(program: Program, args: tuple, kwargs: dict, story: Callable) -> tuple[
     except DgmError:
         raise
     except Exception as error:
-        sentence = (
-            explain(program, args, kwargs, error)
-            or f"{program.name!r} cannot run on these arguments: {error}."
-        )
+        sentence = explain(program, args, kwargs, error) or f"{program.name!r} cannot run on these arguments: {error}."
         raise ProgramError(sentence) from error
     names = {name for name, node in trace.nodes.items() if node["type"] == "sample"}
     return time.process_time() - begin, names
@@ -180,13 +172,9 @@ class _Finder:
         """
         names = {source for source in found if not isinstance(source, Region)}
         for region in positions(found):
-            readers = [
-                other for other, mine in self.held.items() if any(region.overlaps(own) for own in mine)
-            ]
+            readers = [other for other, mine in self.held.items() if any(region.overlaps(own) for own in mine)]
             earlier = [
-                name
-                for name in readers
-                if name in order and site in order and order.index(name) < order.index(site)
+                name for name in readers if name in order and site in order and order.index(name) < order.index(site)
             ]
             names |= set(earlier)
             if not readers or (not earlier and site not in readers):
@@ -205,9 +193,9 @@ class _Finder:
     def _escaped(self, run: Recording) -> set[str]:
         names = {source for source in run.escaped if not isinstance(source, Region)}
         for region in positions(run.escaped):
-            names |= {
-                name for name, mine in self.held.items() if any(region.overlaps(own) for own in mine)
-            } or {region.name}
+            names |= {name for name, mine in self.held.items() if any(region.overlaps(own) for own in mine)} or {
+                region.name
+            }
         return names
 
     def _draws(self, turn: int) -> dict[str, Tensor]:
@@ -232,9 +220,7 @@ class _Finder:
     def _always(self) -> set[str]:
         drawn = [set(values) for values in self._drawn.values()]
         factors = {name for name, site in self.sites.items() if site.kind == "factor"}
-        return set.intersection(
-            *(set(run.sites) for run in self.runs), *(names | factors for names in drawn if names)
-        )
+        return set.intersection(*(set(run.sites) for run in self.runs), *(names | factors for names in drawn if names))
 
     # -- assembling -----------------------------------------------------------------------------------------
 
@@ -273,9 +259,7 @@ class _Finder:
         empty |= {"masked": False, "sometimes": False}
         node = self.known.get(name)
         if node is not None:
-            graph.add_node(
-                name, kind="parameter", dist=node.module, shape=node.shape, size=node.size, **empty
-            )
+            graph.add_node(name, kind="parameter", dist=node.module, shape=node.shape, size=node.size, **empty)
             return
         leaf = self.runs[0].inputs.get(name.removesuffix(" (input)"))
         shape = None if leaf is None else tuple(leaf.shape)
@@ -297,8 +281,7 @@ class _Finder:
             run = record(self.program, guide, self.args, self.kwargs, self.known, 0)
         except Exception as error:  # a guide may need observations that the model does without
             return None, [
-                f"the guide does not run on these arguments ({type(error).__name__}: {error}); "
-                "give it observations."
+                f"the guide does not run on these arguments ({type(error).__name__}: {error}); give it observations."
             ]
         data = [name for name, regions in self.held.items() if regions]
         order = [*data, *run.sites]
@@ -307,9 +290,7 @@ class _Finder:
         probe = Probe(self.program, guide, self.args, self.kwargs, run, self._draws, values)
         places = {name: i for i, name in enumerate(run.sites)}
         sources = [Source(name, name, "site", -1, self.held[name]) for name in data]
-        sources += [
-            Source(name, name, "site", i) for name, i in places.items() if run.sites[name].kind != "factor"
-        ]
+        sources += [Source(name, name, "site", i) for name, i in places.items() if run.sites[name].kind != "factor"]
         probed = probe.all_edges(sources + self._constants(run), traced, self._escaped(run))
         graph = self._guide_nodes(model, run, traced, probed)
         return graph, [f"guide: {note}" for note in _probe_notes(probe)]
@@ -321,11 +302,7 @@ class _Finder:
         incoming = {name: traced[name] | {u for u, v in probed if v == name} for name in run.sites}
         wanted = set().union(*incoming.values()) if incoming else set()
         for name in model:
-            if (
-                name in wanted
-                and model.nodes[name]["kind"] in ("observed", "input")
-                and name not in run.sites
-            ):
+            if name in wanted and model.nodes[name]["kind"] in ("observed", "input") and name not in run.sites:
                 graph.add_node(name, **model.nodes[name])
         for name, site in run.sites.items():
             for parent in sorted(incoming[name] - run.sites.keys() - set(graph)):
@@ -410,9 +387,7 @@ def _probe_notes(probe: Probe) -> list[str]:
         notes.append(_differing(sorted(probe.appearing)))
     if probe.noisy:
         names = ", ".join(map(repr, sorted(probe.noisy)[:5]))
-        notes.append(
-            f"the distribution of {names} changes from run to run though no site does; the probe left it out."
-        )
+        notes.append(f"the distribution of {names} changes from run to run though no site does; the probe left it out.")
     if probe.stopped:
         notes.append("the probe ran out of time, so that dependence through Python numbers may be missing.")
     return notes

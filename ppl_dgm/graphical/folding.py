@@ -81,11 +81,7 @@ def _quotient(
             result.add_edge(names.get(parent, parent), names.get(child, child), **data)
     for chain in chains:
         kept = [*chain.times[: chain.order], chain.times[-1]]
-        where = {
-            site: (family, chain.times.index(t))
-            for family, m in chain.families.items()
-            for t, site in m.items()
-        }
+        where = {site: (family, chain.times.index(t)) for family, m in chain.families.items() for t, site in m.items()}
         for members in chain.families.values():
             last = members[chain.times[-1]]
             for parent in graph.predecessors(last):
@@ -141,9 +137,7 @@ def _chains(graph: nx.DiGraph) -> list[_Chain]:
     """Groups of numbered families in which every slice, but for the first few, depends on earlier ones in
     the same way.
     """
-    families = _families(
-        graph, [n for n, d in graph.nodes(data=True) if d["kind"] not in ("parameter", "input")]
-    )
+    families = _families(graph, [n for n, d in graph.nodes(data=True) if d["kind"] not in ("parameter", "input")])
     place = {site: (family, time) for family, members in families.items() for time, site in members.items()}
     linked = nx.Graph()
     linked.add_nodes_from(families)
@@ -156,9 +150,7 @@ def _chains(graph: nx.DiGraph) -> list[_Chain]:
     found = []
     for group in nx.connected_components(linked):
         if group & lagged:
-            chain = _regular(
-                graph, {family: families[family] for family in families if family in group}, place
-            )
+            chain = _regular(graph, {family: families[family] for family in families if family in group}, place)
             if chain is not None:
                 found.append(chain)
     return found
@@ -175,8 +167,7 @@ def _families(graph: nx.DiGraph, nodes: Iterable[str]) -> dict[str, dict[int, st
     for stem, members in stems.items():
         times = sorted(members)
         looks = {
-            tuple(graph.nodes[site][key] for key in ("kind", "plates", "event_shape"))
-            for site in members.values()
+            tuple(graph.nodes[site][key] for key in ("kind", "plates", "event_shape")) for site in members.values()
         }
         if len(times) >= 3 and times == list(range(times[0], times[-1] + 1)) and len(looks) == 1:
             alike[stem] = members
@@ -257,9 +248,7 @@ def merge_plates(structure: Any) -> Any:
         if name not in ordered:
             ordered.add_node(name, **merged.nodes[name])
     ordered.add_edges_from(
-        (u, v, data)
-        for v in ordered
-        for u, data in ((u, merged.edges[u, v]) for u in ordered if merged.has_edge(u, v))
+        (u, v, data) for v in ordered for u, data in ((u, merged.edges[u, v]) for u in ordered if merged.has_edge(u, v))
     )
     guide = structure.guide_graph and nx.relabel_nodes(structure.guide_graph, names, copy=True)
     return replace(structure, graph=ordered, guide_graph=guide, unfolded=structure.unfolded)

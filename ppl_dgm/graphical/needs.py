@@ -75,9 +75,7 @@ def required_inputs(structure: Any, latent: str) -> Needs:
     data = [node for node, kind in graph.nodes(data="kind") if kind in ("observed", "input")]
     candidates = {*before, *data}
     used = _used(guide, latent) & candidates
-    needed = {
-        node for node in sorted(candidates) if not separate(graph, {latent}, {node}, candidates - {node})
-    }
+    needed = {node for node in sorted(candidates) if not separate(graph, {latent}, {node}, candidates - {node})}
     return Needs(latent, frozenset(used), frozenset(needed))
 
 

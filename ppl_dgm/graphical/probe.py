@@ -75,9 +75,7 @@ class _Watching(Messenger):
             return
         computed = msg["value"] if msg["infer"].get("_deterministic") else None
         plates = tuple((frame.name, frame.size) for frame in msg["cond_indep_stack"])
-        self.seen[msg["name"]] = _Seen(
-            msg["fn"], _frozen(msg["fn"]), (msg["mask"], msg["scale"]), computed, plates
-        )
+        self.seen[msg["name"]] = _Seen(msg["fn"], _frozen(msg["fn"]), (msg["mask"], msg["scale"]), computed, plates)
         if computed is not None and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
 
@@ -138,9 +136,7 @@ class Probe:
         self._run([], 0, self._keep)
         self.noisy |= self._run([], 0, self._different) or set()
 
-    def all_edges(
-        self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
-    ) -> set[tuple[str, str]]:
+    def all_edges(self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]) -> set[tuple[str, str]]:
         """`edges`, and again elsewhere for sources with a known edge that did not show or whose numbers
         left torch: a value may matter
         only while others are what they are not in the recorded run (`if a and b`)."""
@@ -154,9 +150,7 @@ class Probe:
                 for parent in parents
                 if (parent, site) not in edges
             }
-            some = [
-                s for s in sources if s.node in doubtful or (s.node in escaped and len(sources) <= _ALONE)
-            ]
+            some = [s for s in sources if s.node in doubtful or (s.node in escaped and len(sources) <= _ALONE)]
             if not some or time.process_time() > self._begin + _SECONDS / 4:
                 break
             self.base = dict(recorded)
@@ -171,9 +165,7 @@ class Probe:
 
     # -- what depends on what -------------------------------------------------------------------------------
 
-    def edges(
-        self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]
-    ) -> set[tuple[str, str]]:
+    def edges(self, sources: list[Source], found: dict[str, set[str]], escaped: set[str]) -> set[tuple[str, str]]:
         """The pairs (source, site) where a change of the source alone changes the site's distribution.
 
         Arguments:
@@ -228,9 +220,7 @@ class Probe:
             several |= {site for site in changed if (site in ones) == (site in zeros)}
             for site in ones & changed:
                 spelled[site] += 1 << digit
-        edges = {
-            (group[i].node, site) for site, i in spelled.items() if site not in several and i < len(group)
-        }
+        edges = {(group[i].node, site) for site, i in spelled.items() if site not in several and i < len(group)}
         if several and not self.stopped:
             middle = len(group) // 2
             edges |= self._decode(group[:middle], turn) | self._decode(group[middle:], turn)
@@ -285,9 +275,7 @@ class Probe:
 
     # -- runs -----------------------------------------------------------------------------------------------
 
-    def _run(
-        self, group: list[Source], turn: int, look: Callable[[dict[str, _Seen]], set[str]]
-    ) -> set[str] | None:
+    def _run(self, group: list[Source], turn: int, look: Callable[[dict[str, _Seen]], set[str]]) -> set[str] | None:
         """What `look` says of one run with these sources changed; None where the program does not accept
         the change.
         """
@@ -325,9 +313,7 @@ class Probe:
         if other is None or other.shape != here.shape or other.dtype != here.dtype or _close(other, here):
             other = _disturbed(here, turn)
         site = self.recording.sites.get(name)
-        if not here.is_floating_point() or (
-            site is not None and getattr(site.fn, "has_enumerate_support", False)
-        ):
+        if not here.is_floating_point() or (site is not None and getattr(site.fn, "has_enumerate_support", False)):
             other = torch.where(other == here, _next_value(here, site, turn), other)
         return other
 
@@ -371,9 +357,7 @@ def _shifted(parameters: list[Parameter], turn: int) -> Iterator[None]:
 def _noise(like: Tensor, turn: int) -> Tensor | None:
     if not (like.is_floating_point() or like.is_complex()):
         return None
-    return torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(turn + 1)).to(
-        like.device
-    )
+    return torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(turn + 1)).to(like.device)
 
 
 def _disturbed(value: Tensor, turn: int) -> Tensor:
@@ -442,9 +426,7 @@ def _groups(sources: list[Source], found: dict[str, set[str]]) -> list[list[Sour
     rivals = nx.Graph()
     rivals.add_nodes_from(source.node for source in sources)
     for site, parents in found.items():
-        rivals.add_edges_from(
-            (a, b) for a in parents for b in parents if a < b and a in rivals and b in rivals
-        )
+        rivals.add_edges_from((a, b) for a in parents for b in parents if a < b and a in rivals and b in rivals)
         if site in rivals:
             rivals.add_edges_from((a, site) for a in parents if a in rivals)
     colour = nx.greedy_color(rivals, strategy="largest_first")

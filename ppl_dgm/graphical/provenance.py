@@ -175,13 +175,9 @@ class Provenance(TorchFunctionMode):
         place = out.untyped_storage().data_ptr()
         held = self._inputs.get(place)
         if held is not None:
-            return frozenset(source for source in found if not isinstance(source, Region)) | {
-                Region.of(held, out)
-            }
+            return frozenset(source for source in found if not isinstance(source, Region)) | {Region.of(held, out)}
         source, first = regions[0], args[0] if args else None
-        copied = (
-            name in _COPIES and len(regions) == 1 and isinstance(first, Tensor) and first.shape == out.shape
-        )
+        copied = name in _COPIES and len(regions) == 1 and isinstance(first, Tensor) and first.shape == out.shape
         if copied and first.is_contiguous() and out.is_contiguous() and source.offset == 0 and place:  # type: ignore[union-attr]
             self._inputs[place] = source.name
             self._kept.append(out)

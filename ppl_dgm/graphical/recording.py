@@ -172,11 +172,7 @@ class Replay(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if (
-            msg["name"] in self.values
-            and not msg["infer"].get("_deterministic")
-            and type(msg["fn"]).__name__ != "Unit"
-        ):
+        if msg["name"] in self.values and not msg["infer"].get("_deterministic") and type(msg["fn"]).__name__ != "Unit":
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
@@ -206,11 +202,7 @@ def state(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
     seen = set() if seen is None else seen
     if isinstance(thing, (Tensor, bool, int, float, complex, str)):
         yield thing
-    if (
-        thing is None
-        or isinstance(thing, (Tensor, bool, int, float, complex, str, type))
-        or id(thing) in seen
-    ):
+    if thing is None or isinstance(thing, (Tensor, bool, int, float, complex, str, type)) or id(thing) in seen:
         return
     seen.add(id(thing))
     parts: list[Any] = []

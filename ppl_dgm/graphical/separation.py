@@ -46,8 +46,7 @@ def separate(graph: nx.DiGraph, left: set[str], right: set[str], given: set[str]
         raise ProgramError(f"{name!r} stands on two sides of the question; give disjoint sets.")
     if not left or not right:
         raise ProgramError(
-            "d-separation is between two sets of nodes, but one of them is empty; "
-            "name at least one node on each side."
+            "d-separation is between two sets of nodes, but one of them is empty; name at least one node on each side."
         )
     for name in sorted(left | right):
         if graph.nodes[name]["kind"] == "factor":
@@ -71,9 +70,7 @@ class _Question:
         self.constants = {node for node, kind in kinds.items() if kind in _CONSTANTS} - left - right
         self.known = _determined(graph, kinds, given | self.factors | self.constants)
         conditioned = given | self.factors
-        self.open_colliders = conditioned | set().union(
-            *(nx.ancestors(graph, node) for node in conditioned), set()
-        )
+        self.open_colliders = conditioned | set().union(*(nx.ancestors(graph, node) for node in conditioned), set())
 
     def active_trail(self) -> list[str]:
         """A shortest active trail, or nothing.
@@ -83,9 +80,7 @@ class _Question:
         loop leaves either a node that is not known, or a collider that has a given descendant on the loop.
         """
         start = [node for node in self.graph if node in self.left - self.known]
-        reached: dict[tuple[str, bool | None], tuple[str, bool | None] | None] = {
-            (node, None): None for node in start
-        }
+        reached: dict[tuple[str, bool | None], tuple[str, bool | None] | None] = {(node, None): None for node in start}
         queue = deque(reached)
         while queue:
             node, along = here = queue.popleft()
@@ -199,9 +194,7 @@ def _path(reached: dict, state: tuple | None) -> list[str]:
 
 def _simple_trails(skeleton: nx.Graph, a: str, b: str, limit: int) -> Iterable[list[str]]:
     """Trails between two nodes, shortest first, up to a number of them."""
-    for count, trail in enumerate(
-        nx.shortest_simple_paths(skeleton, a, b) if nx.has_path(skeleton, a, b) else ()
-    ):
+    for count, trail in enumerate(nx.shortest_simple_paths(skeleton, a, b) if nx.has_path(skeleton, a, b) else ()):
         if count >= limit:
             return
         yield trail

@@ -158,9 +158,7 @@ class Structure:
         """A smallest-by-inclusion set of variables given which a and b are independent; None if there is
         none (they are joined
         by an edge or a factor)."""
-        return separation.minimal_separator(
-            self.graph, self._check(a, self.variables), self._check(b, self.variables)
-        )
+        return separation.minimal_separator(self.graph, self._check(a, self.variables), self._check(b, self.variables))
 
     def moral(self) -> nx.Graph:
         """The moral graph over the variables: an edge between two that share an edge, a child or a factor."""
@@ -226,9 +224,7 @@ class Structure:
             lines.append(f"found by the probe alone: {', '.join(hidden)}")
         if self.guide_graph is not None:
             edges = [
-                f"{u} -> {v}"
-                for u, v in self.guide_graph.edges
-                if self.guide_graph.nodes[u]["kind"] != "parameter"
+                f"{u} -> {v}" for u, v in self.guide_graph.edges if self.guide_graph.nodes[u]["kind"] != "parameter"
             ]
             lines.append(f"guide: {', '.join(edges) or 'conditions on nothing'}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -29,9 +29,7 @@ def unroll(structure: Any, copies: dict[str, int]) -> Any:
             known = ", ".join(structure.plates) or "none"
             raise ProgramError(f"{structure.name!r} has no plate {plate!r}; it has {known}.")
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ProgramError(
-                f"unroll: plate {plate!r} takes a positive number of copies, but {n!r} was given."
-            )
+            raise ProgramError(f"unroll: plate {plate!r} takes a positive number of copies, but {n!r} was given.")
 
     def rest(plates: dict[str, Any]) -> dict[str, Any]:
         return {plate: size for plate, size in plates.items() if plate not in copies}

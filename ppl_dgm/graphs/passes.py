@@ -53,9 +53,7 @@ def plan(tape: Tape) -> Plan:
     kept, bound = _bind_live_views([n for n, moves in zip(tape.nodes, moving, strict=True) if moves], live)
     outside = {v.storage for v in tape.inputs} | live
     nodes, output = kept, tape.output
-    for _ in range(
-        3
-    ):  # later sweeps see the copies, duplicates and unused values that earlier ones laid bare
+    for _ in range(3):  # later sweeps see the copies, duplicates and unused values that earlier ones laid bare
         nodes, output = _Reducer(tape, nodes, output, dynamic, bound).run()
         nodes = simplify(rewrite(_fuse_fills(nodes)), output, dynamic)
         nodes = _without_dead(nodes, output, outside)

@@ -19,9 +19,7 @@ __all__ = ["Recorder", "record", "recorded", "value_and_gradient"]
 _CACHED = 8
 
 
-def record(
-    fn: Callable[..., Any], *inputs: Tensor, live: Iterable[Tensor] = (), backend: str = "eager"
-) -> Graph:
+def record(fn: Callable[..., Any], *inputs: Tensor, live: Iterable[Tensor] = (), backend: str = "eager") -> Graph:
     """Runs `fn(*inputs)` once and returns the graph of what it did to tensors.
 
     The run is a real one: it uses up random numbers and its in-place writes happen. What replays compute is

@@ -52,9 +52,7 @@ class Graph:
         self.nodes = len(plan.nodes)
         self.backend = backend
         self.seconds = 0.0
-        self._expected = [
-            (v.tensor.shape, v.tensor.stride(), v.tensor.dtype, v.tensor.device) for v in plan.inputs
-        ]
+        self._expected = [(v.tensor.shape, v.tensor.stride(), v.tensor.dtype, v.tensor.device) for v in plan.inputs]
         self._written_inputs = plan.written_inputs
         self._anchors = [(v.tensor, v.tensor.data_ptr()) for v in plan.live]
         writer = _Writer(plan, fast=True)
@@ -88,9 +86,7 @@ class Graph:
                 break
         for tensor, address in self._anchors:
             if tensor.data_ptr() != address:
-                raise MovedError(
-                    "a live tensor was moved or replaced after recording; record the function again"
-                )
+                raise MovedError("a live tensor was moved or replaced after recording; record the function again")
         if self._compiled is not None:
             return self._call_compiled(inputs)
         with torch._C._AutoDispatchBelowAutograd():
@@ -114,9 +110,7 @@ class Graph:
                 )
             if x.stride() != stride:
                 if i in self._written_inputs:
-                    raise ValueError(
-                        f"input {i} is written to: its strides must be {stride}, not {x.stride()}"
-                    )
+                    raise ValueError(f"input {i} is written to: its strides must be {stride}, not {x.stride()}")
                 x = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(x.detach())
             fitted.append(x)
         return tuple(fitted)
@@ -183,9 +177,7 @@ class _Writer:
         call = f"{self.operator(node)}({', '.join(arguments)})"
         target = f"{self.pattern(node.out, set(node.made))} = " if node.made else ""
         shapes = ", ".join(str(list(v.geometry[0])) for v in node.made)
-        self.listing.append(
-            f"{target}{node.op}({', '.join(arguments)})" + (f"  # {shapes}" if shapes else "")
-        )
+        self.listing.append(f"{target}{node.op}({', '.join(arguments)})" + (f"  # {shapes}" if shapes else ""))
         return target + call
 
     def operator(self, node: Node) -> str:
@@ -209,11 +201,7 @@ class _Writer:
         if isinstance(item, list | tuple):
             inner = ", ".join(self.expression(x) for x in item)
             return f"[{inner}]" if isinstance(item, list) else f"({inner}{',' if item else ''})"
-        if (
-            item is None
-            or isinstance(item, bool | int | str)
-            or (isinstance(item, float) and math.isfinite(item))
-        ):
+        if item is None or isinstance(item, bool | int | str) or (isinstance(item, float) and math.isfinite(item)):
             return repr(item)
         return self.bind(item, "k", item)
 

@@ -73,9 +73,7 @@ def _log_softmax_backward(node: Node, makers: dict[Value, Node]) -> Node | None:
         for left, right in (product.args, product.args[::-1]):
             total = _made_by(left, _aten.sum.dim_IntList, makers)
             power = _made_by(right, _aten.exp.default, makers)
-            minus = (
-                _made_by(total.args[0], _aten.neg.default, makers) if total is not None and power else None
-            )
+            minus = _made_by(total.args[0], _aten.neg.default, makers) if total is not None and power else None
             if total is None or power is None or minus is None or minus.args[0] is not g or total.kwargs:
                 continue
             softmax = _made_by(power.args[0], _aten._log_softmax.default, makers)

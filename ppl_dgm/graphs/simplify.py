@@ -53,9 +53,7 @@ class _Simplifier:
         ]  # fmt: skip
         kept = []
         for node in self.nodes:
-            plain = (
-                len(node.made) == 1 and not node.writes and not node.random and isinstance(node.out, Value)
-            )
+            plain = len(node.made) == 1 and not node.writes and not node.random and isinstance(node.out, Value)
             if plain and self.untouched([*node.reads, *node.made]):
                 for rule in rules:
                     self.before = []

@@ -138,9 +138,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # the default wraps the method below in something that imports torch._dynamo: a second lost
-        )
+        return False  # the default wraps the method below in something that imports torch._dynamo: a second lost
 
     def __init__(self, inputs: list[Tensor], live: Iterable[Tensor]) -> None:
         super().__init__()
@@ -216,9 +214,7 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.inplace_view in func.tags or node.name in ("set_", "resize_"):
             self.fail(f"{func} gives a tensor another shape or other memory in place ({user_line()})")
         out = func(*args, **kwargs)
-        node.out = map_structure(
-            lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out
-        )
+        node.out = map_structure(lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out)
         self.nodes.append(node)
         return out
 
@@ -312,9 +308,7 @@ def record_tape(
     recorder = _Recorder(copies, live)
     with grads_aside(live), _silent_reads_noted(recorder), recorder:
         result = fn(*copies)
-        output = map_structure(
-            lambda leaf: recorder.lookup(leaf) if isinstance(leaf, Tensor) else leaf, result
-        )
+        output = map_structure(lambda leaf: recorder.lookup(leaf) if isinstance(leaf, Tensor) else leaf, result)
     for x, copy, version in zip(inputs, copies, versions, strict=True):
         if copy._version != version:
             with torch.no_grad():
@@ -322,14 +316,10 @@ def record_tape(
     map_structure(lambda leaf: _check_leaf(recorder, leaf), output)
     if recorder.failure:
         return None, result, recorder.failure
-    tape = Tape(
-        recorder.inputs, recorder.nodes, output, recorder.live, [*recorder.keep, *recorder.values.values()]
-    )
+    tape = Tape(recorder.inputs, recorder.nodes, output, recorder.live, [*recorder.keep, *recorder.values.values()])
     return tape, result, ""
 
 
 def _check_leaf(recorder: _Recorder, leaf: Any) -> None:
     if not (leaf is None or isinstance(leaf, Value | bool | int | float | complex | str)):
-        recorder.fail(
-            f"the function returns a {type(leaf).__name__}; it may return tensors, numbers and None"
-        )
+        recorder.fail(f"the function returns a {type(leaf).__name__}; it may return tensors, numbers and None")

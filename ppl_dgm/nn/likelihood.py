@@ -44,13 +44,9 @@ class Likelihood(nn.Module):
                 f"but values is {values!r}."
             )
         if name != "categorical" and values is not None and not (name == "bernoulli" and values == 2):
-            raise ProgramError(
-                f"likelihood {name!r} has no number of values, but values is {values!r}; leave it out."
-            )
+            raise ProgramError(f"likelihood {name!r} has no number of values, but values is {values!r}; leave it out.")
         if floor <= 0:
-            raise ProgramError(
-                f"floor, the gaussian's smallest standard deviation, is {floor!r}; make it positive."
-            )
+            raise ProgramError(f"floor, the gaussian's smallest standard deviation, is {floor!r}; make it positive.")
         self.name, self.observed, self.values, self.floor = name, observed, values, floor
         self.features = observed * (values or 1) if name == "categorical" else observed
         if name == "gaussian":

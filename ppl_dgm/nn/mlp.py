@@ -24,9 +24,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:  # [batch, features]
         if self.training and len(x) > 1:
             return super().forward(x)
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 _NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": BatchNorm}
@@ -69,9 +67,7 @@ def mlp(
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ProgramError(f"mlp: a layer has {size!r} units; give sizes as positive whole numbers.")
     if activation not in ACTIVATIONS:
-        raise ProgramError(
-            f"mlp: activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}."
-        )
+        raise ProgramError(f"mlp: activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
     if norm is not None and norm not in _NORMS:
         raise ProgramError(f"mlp: norm {norm!r} is unknown; choose 'layer', 'batch' or None.")
     if not 0.0 <= dropout < 1.0:

@@ -47,8 +47,7 @@ class BoundedCoupling(AffineCoupling):
     def __init__(self, split: int, network: nn.Module, bound: float = 2.0) -> None:
         if split < 1:
             raise ProgramError(
-                f"BoundedCoupling: split must be at least 1, but it is {split!r}; something must pass "
-                "unchanged."
+                f"BoundedCoupling: split must be at least 1, but it is {split!r}; something must pass unchanged."
             )
         if not 0 < bound < 20:
             raise ProgramError(

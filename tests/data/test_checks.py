@@ -97,9 +97,7 @@ def test_a_dataset_passes_through_with_each_split_checked() -> None:
         pytest.param("digits.csv", 2, ["a str", "convert"], id="path"),
         pytest.param(None, 2, ["NoneType"], id="none"),
         pytest.param(pd.DataFrame({"a": [1], "city": ["Rome"]}), 2, ["'city'", "integers 0, 1"], id="words"),
-        pytest.param(
-            pd.DataFrame({"a": [1], "b": pd.Categorical(["u"])}), 2, ["'b'", "category"], id="frame-category"
-        ),
+        pytest.param(pd.DataFrame({"a": [1], "b": pd.Categorical(["u"])}), 2, ["'b'", "category"], id="frame-category"),
     ],
 )
 def test_shapes_and_types(x: Any, observed: int | None, says: list[str]) -> None:
@@ -125,13 +123,9 @@ IMAGE[3, 0] = NAN
         pytest.param(IMAGE, {"shape": (1, 2, 3)}, ["pixel (0, 1, 2)"], id="pixel-with-channel"),
         pytest.param(IMAGE, {"columns": list("abcdef")}, ["x[2, 5] (column 'f')"], id="column"),
         pytest.param(IMAGE, {"site": "pixels"}, ["pixels[2, 5]"], id="site"),
-        pytest.param(
-            [[0.0, -INF]], {}, ["x[0, 1] is infinite (-inf)", "1 of 2 entries is not"], id="infinite"
-        ),
+        pytest.param([[0.0, -INF]], {}, ["x[0, 1] is infinite (-inf)", "1 of 2 entries is not"], id="infinite"),
         pytest.param(pd.DataFrame({"a": [1.0], "b": [NAN]}), {}, ["x[0, 1] (column 'b')"], id="frame"),
-        pytest.param(
-            pd.DataFrame({"a": [1, None]}, dtype="Int64"), {}, ["x[1, 0] (column 'a')"], id="nullable"
-        ),
+        pytest.param(pd.DataFrame({"a": [1, None]}, dtype="Int64"), {}, ["x[1, 0] (column 'a')"], id="nullable"),
     ],
 )
 def test_missing_values_are_located(x: Any, options: dict, says: list[str]) -> None:
@@ -157,9 +151,7 @@ TWO_BOUNDS = constraints.interval(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 5
         pytest.param([[1.0, 0.0]], constraints.positive, ["a number above 0", "rescale"], id="not-positive"),
         pytest.param([[0.5, 1.5]], constraints.unit_interval, ["from 0 to 1", "0.5 to 1.5"], id="unit"),
         pytest.param([[1, 5], [2, 5]], TWO_BOUNDS, ["x[1, 0] is 2", "from 0 to 1 "], id="bounds-by-column"),
-        pytest.param(
-            [[0.5]], pyro_constraints.integer, ["is 0.5", "an integer ", "whole"], id="pyro-integer"
-        ),
+        pytest.param([[0.5]], pyro_constraints.integer, ["is 0.5", "an integer ", "whole"], id="pyro-integer"),
         pytest.param(
             [[0.5, 0.5], [0.5, 0.6]],
             constraints.simplex,

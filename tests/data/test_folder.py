@@ -44,11 +44,7 @@ def test_binary_sets(name: str) -> None:
     columns, rows = folder.BINARY[name]
     found = binary(name)
     assert [len(x) for x in found.splits.values()] == list(rows) and found.observed == columns
-    assert (
-        found.values == 2
-        and found.train.dtype == torch.int64
-        and set(found.train.unique().tolist()) == {0, 1}
-    )
+    assert found.values == 2 and found.train.dtype == torch.int64 and set(found.train.unique().tolist()) == {0, 1}
     assert repr(load(name)) == repr(found)
 
 
@@ -98,12 +94,8 @@ def nothing(*_: object) -> None:
     [
         pytest.param("mnist", nothing, ["no file", "https://", "PPL_DGM_DATA"], id="mnist-missing"),
         pytest.param("nltcs", nothing, ["no file", "https://", "PPL_DGM_DATA"], id="binary-missing"),
-        pytest.param(
-            "nltcs", forged("nltcs", nothing), ["SHA-256", "22a8a5af3744", "fetch"], id="other-numbers"
-        ),
-        pytest.param(
-            "mnist", forged("mnist", nothing), ["SHA-256", "06b0d1f124c4", "fetch"], id="other-images"
-        ),
+        pytest.param("nltcs", forged("nltcs", nothing), ["SHA-256", "22a8a5af3744", "fetch"], id="other-numbers"),
+        pytest.param("mnist", forged("mnist", nothing), ["SHA-256", "06b0d1f124c4", "fetch"], id="other-images"),
         pytest.param(
             "nltcs",
             forged("nltcs", lambda arrays: arrays.update({"nltcs/test": np.zeros((3, 16), np.uint8)})),
@@ -122,12 +114,8 @@ def nothing(*_: object) -> None:
             ["debd.npz", "not a whole"],
             id="pickled-objects",
         ),
-        pytest.param(
-            "mnist", lambda p: (p / "mnist.npz").write_bytes(b"PK\3\4"), ["not a whole"], id="truncated"
-        ),
-        pytest.param(
-            "mnist", lambda p: (p / "mnist.npz").write_bytes(b"<html>"), ["not a whole"], id="web-page"
-        ),
+        pytest.param("mnist", lambda p: (p / "mnist.npz").write_bytes(b"PK\3\4"), ["not a whole"], id="truncated"),
+        pytest.param("mnist", lambda p: (p / "mnist.npz").write_bytes(b"<html>"), ["not a whole"], id="web-page"),
         pytest.param("mnist", lambda p: (p / "mnist.npz").touch(), ["not a whole"], id="empty"),
     ],
 )
@@ -143,13 +131,9 @@ def test_refusals(
     ("action", "says"),
     [
         pytest.param(mnist, ["mnist", "none is named", "https://", "PPL_DGM_DATA"], id="mnist-no-folder"),
-        pytest.param(
-            lambda: binary("dna"), ["dna", "none is named", "https://", "PPL_DGM_DATA"], id="dna-no-folder"
-        ),
+        pytest.param(lambda: binary("dna"), ["dna", "none is named", "https://", "PPL_DGM_DATA"], id="dna-no-folder"),
         pytest.param(lambda: binary("dan"), ["'dan'", "nltcs", "dna"], id="unknown-set"),
-        pytest.param(
-            lambda: mnist(binarise="yes"), ["binarise", "'yes'", "'static'"], id="unknown-binarisation"
-        ),  # type: ignore[arg-type]
+        pytest.param(lambda: mnist(binarise="yes"), ["binarise", "'yes'", "'static'"], id="unknown-binarisation"),  # type: ignore[arg-type]
     ],
 )
 def test_refusals_without_a_folder(

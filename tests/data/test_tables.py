@@ -30,25 +30,13 @@ def whole(path: Path, **options: object) -> Tensor:
     [
         pytest.param("a,b\n1,2\n3,4\n", {}, ["a", "b"], [[1, 2], [3, 4]], torch.int64, id="header"),
         pytest.param("1,2\n3,4", {}, None, [[1, 2], [3, 4]], torch.int64, id="no-header-no-last-newline"),
-        pytest.param(
-            "a,b\n1,2.5\n3,4\n", {}, ["a", "b"], [[1, 2.5], [3, 4]], torch.float32, id="one-fraction"
-        ),
-        pytest.param(
-            "\ufeffa,b\r\n1,2\r\n", {}, ["a", "b"], [[1, 2]], torch.int64, id="byte-order-mark-and-crlf"
-        ),
-        pytest.param(
-            '"a, b",c\n"1", 2 \n\n', {}, ["a, b", "c"], [[1, 2]], torch.int64, id="quotes-and-blank-line"
-        ),
+        pytest.param("a,b\n1,2.5\n3,4\n", {}, ["a", "b"], [[1, 2.5], [3, 4]], torch.float32, id="one-fraction"),
+        pytest.param("\ufeffa,b\r\n1,2\r\n", {}, ["a", "b"], [[1, 2]], torch.int64, id="byte-order-mark-and-crlf"),
+        pytest.param('"a, b",c\n"1", 2 \n\n', {}, ["a, b", "c"], [[1, 2]], torch.int64, id="quotes-and-blank-line"),
         pytest.param("a;b\n1;2\n", {"delimiter": ";"}, ["a", "b"], [[1, 2]], torch.int64, id="semicolons"),
-        pytest.param(
-            "a,b,c\n1,x,3\n", {"columns": ["c", "a"]}, ["c", "a"], [[3, 1]], torch.int64, id="columns"
-        ),
-        pytest.param(
-            "1,x,3\n4,y,6\n", {"columns": [2], "header": False}, None, [[3], [6]], torch.int64, id="position"
-        ),
-        pytest.param(
-            "id,2020\n1,2\n", {"header": True}, ["id", "2020"], [[1, 2]], torch.int64, id="header-on-word"
-        ),
+        pytest.param("a,b,c\n1,x,3\n", {"columns": ["c", "a"]}, ["c", "a"], [[3, 1]], torch.int64, id="columns"),
+        pytest.param("1,x,3\n4,y,6\n", {"columns": [2], "header": False}, None, [[3], [6]], torch.int64, id="position"),
+        pytest.param("id,2020\n1,2\n", {"header": True}, ["id", "2020"], [[1, 2]], torch.int64, id="header-on-word"),
         pytest.param("1e-3,-2\n", {}, None, [[1e-3, -2]], torch.float32, id="exponent"),
         pytest.param(",a\n0,5\n", {}, ["", "a"], [[0, 5]], torch.int64, id="unnamed-index-column"),
         pytest.param("0.1\n", {"dtype": torch.float64}, None, [[0.1]], torch.float64, id="double-on-request"),
@@ -79,15 +67,9 @@ def save_npz(**arrays: object) -> Callable[[Path], None]:
     [
         pytest.param("x.npy", save_npy([[1, 2], [3, 4]]), torch.int64, id="npy-int64"),
         pytest.param("x.npy", save_npy(np.array([[1, 2], [3, 4]], np.uint16)), torch.int64, id="npy-uint16"),
-        pytest.param(
-            "x.npy", save_npy(np.array([[1, 2], [3, 4]], ">f4")), torch.float32, id="npy-big-endian"
-        ),
-        pytest.param(
-            "x.npy", save_npy(np.array([[1.0, 2.0], [3.0, 4.0]])), torch.float64, id="npy-float64-stays"
-        ),
-        pytest.param(
-            "x.npy", save_npy(np.asfortranarray([[1.0, 2.0], [3.0, 4.0]])), torch.float64, id="npy-fortran"
-        ),
+        pytest.param("x.npy", save_npy(np.array([[1, 2], [3, 4]], ">f4")), torch.float32, id="npy-big-endian"),
+        pytest.param("x.npy", save_npy(np.array([[1.0, 2.0], [3.0, 4.0]])), torch.float64, id="npy-float64-stays"),
+        pytest.param("x.npy", save_npy(np.asfortranarray([[1.0, 2.0], [3.0, 4.0]])), torch.float64, id="npy-fortran"),
         pytest.param("x.npz", save_npz(x=[[1, 2], [3, 4]], y=[0, 1]), torch.int64, id="npz-x-beside-others"),
         pytest.param("x.npz", save_npz(mine=[[1, 2], [3, 4]]), torch.int64, id="npz-single"),
     ],
@@ -192,9 +174,7 @@ def test_write_then_read_gives_the_same_bits(tmp_path: Path, suffix: str, dtype:
     assert found.columns == (["a", "b", "c"] if suffix == ".csv" else None)
 
 
-def test_write_replaces_the_old_file_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_replaces_the_old_file_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "x.csv", torch.ones(2, 2))
     before = (tmp_path / "x.csv").read_bytes()
 
@@ -223,16 +203,12 @@ BROKEN_CSV = [
     pytest.param("a,b\n1,inf\n", {}, ["line 2", "'b'", "inf", "finite"], id="infinite"),
     pytest.param("a\n1e300\n", {}, ["1e+300", "float32", "float64"], id="too-large-for-float32"),
     pytest.param("a\n1_000\n2\n3\n", {}, ["line 2", "'1_000'"], id="underscore"),
-    pytest.param(
-        "1,oops,3\n4,5,6\n", {}, ["line 1", "column 1", "'oops'", "header=True"], id="text-in-first-row"
-    ),
+    pytest.param("1,oops,3\n4,5,6\n", {}, ["line 1", "column 1", "'oops'", "header=True"], id="text-in-first-row"),
     pytest.param("a,a\n1,2\n", {}, ["two columns", "'a'"], id="same-name-twice"),
     pytest.param("1;2\n3;4\n", {}, ["'3;4'", "delimiter"], id="other-delimiter-no-header"),
     pytest.param("a;b\n1;2\n", {}, ["'1;2'", "delimiter"], id="other-delimiter"),
     pytest.param('a,b\n1,"2\n3,4\n', {}, ["line"], id="open-quote"),
-    pytest.param(
-        "age,size\n1,2\n", {"columns": ["agee"]}, ["'agee'", "did you mean 'age'?"], id="column-typo"
-    ),
+    pytest.param("age,size\n1,2\n", {"columns": ["agee"]}, ["'agee'", "did you mean 'age'?"], id="column-typo"),
     pytest.param("a,b\n1,2\n", {"columns": [2]}, ["2 columns", "no column 2"], id="position-out-of-range"),
     pytest.param("1,2\n", {"columns": ["a"]}, ["no column names", "'a'"], id="name-without-header"),
     pytest.param("a,b\n1,2\n", {"columns": []}, ["columns is empty"], id="no-columns"),
@@ -275,9 +251,7 @@ NUMBERS = np.arange(2000.0).reshape(1000, 2)
         pytest.param("x.npy", lambda path: path.mkdir(), ["no file", "x.npy"], id="folder"),
         pytest.param("x.npy", lambda path: path.touch(), ["x.npy", "empty"], id="empty"),
         pytest.param("x.npy", truncated(save_npy(NUMBERS)), ["x.npy", "damaged"], id="npy-truncated"),
-        pytest.param(
-            "x.npy", truncated(save_npy(NUMBERS), 0.001), ["x.npy", "damaged"], id="npy-header-truncated"
-        ),
+        pytest.param("x.npy", truncated(save_npy(NUMBERS), 0.001), ["x.npy", "damaged"], id="npy-header-truncated"),
         pytest.param("x.npy", lambda path: path.write_text("1,2"), ["x.npy", "damaged"], id="npy-of-text"),
         pytest.param("x.npy", save_npy([[1, None]]), ["objects", "astype"], id="npy-of-objects"),
         pytest.param("x.npy", save_npy([["a", "b"]]), ["text", "'a'"], id="npy-of-words"),
@@ -285,23 +259,15 @@ NUMBERS = np.arange(2000.0).reshape(1000, 2)
         pytest.param("x.npy", save_npy(3.0), ["()", "single number"], id="npy-number"),
         pytest.param("x.npy", save_npy(np.zeros((0, 3))), ["(0, 3)", "empty"], id="npy-no-rows"),
         pytest.param("x.npy", save_npy([[1.0, np.nan]]), ["x.npy[0, 1]", "NaN"], id="npy-nan"),
-        pytest.param(
-            "x.npy", save_npy(np.full((1, 2, 2), np.inf)), ["pixel (0, 0)", "inf"], id="npy-image-inf"
-        ),
+        pytest.param("x.npy", save_npy(np.full((1, 2, 2), np.inf)), ["pixel (0, 0)", "inf"], id="npy-image-inf"),
         pytest.param("x.npy", save_npy([[1j]]), ["complex"], id="npy-complex"),
         pytest.param("x.npy", save_npy(np.zeros(2, [("a", "f4")])), ["record", "'a'"], id="npy-records"),
         pytest.param("x.npz", truncated(save_npz(x=NUMBERS)), ["x.npz", "damaged"], id="npz-truncated"),
         pytest.param("x.npz", save_npz(a=[[1]], b=[[2]]), ["a, b", "train"], id="npz-which-array"),
-        pytest.param(
-            "x.npz", save_npz(train=[[1]], test=[[2]]), ["test, train", "valid"], id="npz-two-splits"
-        ),
+        pytest.param("x.npz", save_npz(train=[[1]], test=[[2]]), ["test, train", "valid"], id="npz-two-splits"),
         pytest.param("x.npz", save_npz(x=[[None]]), ["objects"], id="npz-of-objects"),
-        pytest.param(
-            "x.npz", save_npz(train=[[1]], valid=[[1, 2]], test=[[1]]), ["valid", "2 col"], id="npz-widths"
-        ),
-        pytest.param(
-            "x.parquet", lambda path: path.write_text("oops"), ["x.parquet", "damaged"], id="parquet-of-text"
-        ),
+        pytest.param("x.npz", save_npz(train=[[1]], valid=[[1, 2]], test=[[1]]), ["valid", "2 col"], id="npz-widths"),
+        pytest.param("x.parquet", lambda path: path.write_text("oops"), ["x.parquet", "damaged"], id="parquet-of-text"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, save: Callable[[Path], None], says: list[str]) -> None:
@@ -340,9 +306,7 @@ def test_broken_parquet_columns(tmp_path: Path, column: list, says: list[str]) -
     assert whole(tmp_path / "x.parquet", columns=["a"]).tolist() == [[1], [2]]
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.parquet").write_text("anything")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refuses(lambda: read(tmp_path / "x.parquet"), ["pyarrow", "pip install"])
@@ -356,9 +320,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
         pytest.param("x.csv", torch.zeros(2, 2), ["a"], ["2 columns", "1 names"], id="too-few-names"),
     ],
 )
-def test_refusals_to_write(
-    tmp_path: Path, name: str, x: Tensor, columns: list[str] | None, says: list[str]
-) -> None:
+def test_refusals_to_write(tmp_path: Path, name: str, x: Tensor, columns: list[str] | None, says: list[str]) -> None:
     refuses(lambda: write(tmp_path / name, x, columns), says)
     assert not list(tmp_path.iterdir())
 

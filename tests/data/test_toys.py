@@ -85,9 +85,7 @@ def test_samples_fill_the_cells_as_the_density_says(name: str) -> None:
     statistic = float(((count - expected).square() / expected)[kept].sum())
     degrees = int(kept.sum()) - 1
     assert statistic < degrees + 4 * math.sqrt(2 * degrees)
-    assert int(count[~kept].sum()) <= float(expected[~kept].sum()) + 4 * math.sqrt(
-        float(expected[~kept].sum()) + 1
-    )
+    assert int(count[~kept].sum()) <= float(expected[~kept].sum()) + 4 * math.sqrt(float(expected[~kept].sum()) + 1)
 
 
 @each_toy
@@ -146,9 +144,7 @@ def test_moons_lie_where_scikit_learns_do() -> None:
 def test_checkerboard_entropy_is_the_logarithm_of_its_area() -> None:
     board = data.checkerboard(5000, 1, 1)
     assert board.entropy == math.log(32)
-    assert bool(
-        (density(board)(board.train) == -torch.tensor(math.log(32))).all()
-    )  # no sample off the squares
+    assert bool((density(board)(board.train) == -torch.tensor(math.log(32))).all())  # no sample off the squares
     assert density(board)(torch.tensor([[1.0, 3.0], [-1.0, 1.0], [5.0, 1.0]])).tolist() == [-math.inf] * 3
 
 
@@ -158,9 +154,7 @@ def test_checkerboard_entropy_is_the_logarithm_of_its_area() -> None:
         pytest.param(lambda: data.moons(noise=0.0), ["noise", "0.0", "0.03 to 1"], id="moons-without-noise"),
         pytest.param(lambda: data.pinwheel(0), ["pinwheel", "train is 0"], id="nothing-to-train-on"),
         pytest.param(lambda: data.checkerboard(5, -1), ["valid is -1"], id="negative-size"),
-        pytest.param(
-            lambda: density(data.pinwheel(1))(torch.zeros(3)), ["(3,)", "[n, 2]"], id="point-not-in-plane"
-        ),
+        pytest.param(lambda: density(data.pinwheel(1))(torch.zeros(3)), ["(3,)", "[n, 2]"], id="point-not-in-plane"),
     ],
 )
 def test_refusals(make: Callable[[], object], says: list[str]) -> None:

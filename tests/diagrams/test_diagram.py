@@ -39,14 +39,9 @@ def test_a_strangers_program() -> None:
     assert {name: node.kind for name, node in nodes.items()} | {"sigma": "input"} == {
         "mu": "latent", "tau": "latent", "theta": "latent", "y": "observed", "sigma": "input",
     }  # fmt: skip
-    assert [(p.name, p.size, p.members >= {"theta", "y"}) for p in drawn.scene.plates] == [
-        ("schools", 8, True)
-    ]
+    assert [(p.name, p.size, p.members >= {"theta", "y"}) for p in drawn.scene.plates] == [("schools", 8, True)]
     assert nodes["mu"].note is not None and nodes["mu"].note.tex == r"\mu \sim \mathcal{N}(0, 5)"
-    assert (
-        nodes["theta"].note is not None
-        and nodes["theta"].note.tex == r"\theta_{s} \sim \mathcal{N}(\mu, \tau)"
-    )
+    assert nodes["theta"].note is not None and nodes["theta"].note.tex == r"\theta_{s} \sim \mathcal{N}(\mu, \tau)"
     assert faults(drawn.scene) == []
 
 
@@ -60,9 +55,7 @@ def test_the_guide_is_dashed_curved_and_optional() -> None:
     edge = next(e for e in with_guide.scene.edges if (e.source, e.target) == ("x", "z"))
     chord = edge.curve[-1, 3] - edge.curve[0, 0]
     middle = np.array([1, 3, 3, 1]) @ edge.curve[0] / 8 - edge.curve[0, 0]  # of the curve
-    assert (
-        abs(chord[0] * middle[1] - chord[1] * middle[0]) / np.hypot(*chord) > 3
-    )  # points off the straight line
+    assert abs(chord[0] * middle[1] - chord[1] * middle[0]) / np.hypot(*chord) > 3  # points off the straight line
     dashed = [
         p
         for p in with_guide.figure().axes[0].get_children()
@@ -143,12 +136,7 @@ def test_d_separation_shown() -> None:
     found = dgm.structure(schools, torch.zeros(8), torch.ones(8))
     answer = found.d_separated("mu", "tau", given=["y"])
     scene = dgm.diagram(found, highlight=answer).scene
-    assert (
-        not answer
-        and scene.nodes["mu"].strong
-        and scene.nodes["tau"].strong
-        and any(e.strong for e in scene.edges)
-    )
+    assert not answer and scene.nodes["mu"].strong and scene.nodes["tau"].strong and any(e.strong for e in scene.edges)
 
 
 def test_positions_are_kept_and_plates_follow() -> None:

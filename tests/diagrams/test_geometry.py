@@ -105,10 +105,7 @@ def test_crossing_plates_are_whole_boxes_that_overlap() -> None:
         scene = diagram(BY_NAME[name]).scene
         assert sorted(p.name for p in scene.plates) == sorted(BY_NAME[name].plates)
     first, second = diagram(BY_NAME["raters_items"]).scene.plates
-    shared = [
-        min(a, b) - max(c, d)
-        for a, b, c, d in zip(first.box[2:], second.box[2:], first.box[:2], second.box[:2])
-    ]
+    shared = [min(a, b) - max(c, d) for a, b, c, d in zip(first.box[2:], second.box[2:], first.box[:2], second.box[:2])]
     assert min(shared) > 28
     assert not _within(first.box, second.box) and not _within(second.box, first.box)
 
@@ -147,9 +144,7 @@ TREE = "; ".join(f"x_{(i - 1) // 3} -> x_{i}" for i in range(1, 200))
 NAIVE = "; ".join(f"x_0 -> x_{i}" for i in range(1, 200))
 
 
-@pytest.mark.parametrize(
-    "edges", [CHAIN, TREE, NAIVE, ""], ids=["chain", "tree", "naive Bayes", "independent"]
-)
+@pytest.mark.parametrize("edges", [CHAIN, TREE, NAIVE, ""], ids=["chain", "tree", "naive Bayes", "independent"])
 def test_200_sites_are_drawn_in_3_seconds(edges: str, tmp_path: Any) -> None:
     given = graph("long", " ".join(f"x_{i}" for i in range(200)), edges)
     start = time.process_time()  # of this process: other work on the machine does not count

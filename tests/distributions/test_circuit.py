@@ -79,9 +79,7 @@ def test_a_hand_computed_mixture():
     for x in STATES[::7].tolist():
         first = 0.3 * p["a0"][x[0]] * p["a1"][x[1]] + 0.7 * p["b0"][x[0]] * p["b1"][x[1]]
         last = 0.2 * p["a3"][x[3]] + 0.5 * p["b3"][x[3]] + 0.3 * p["d3"][x[3]]
-        assert mixture().log_prob(torch.tensor(x)).item() == pytest.approx(
-            math.log(first * p["c2"][x[2]] * last)
-        )
+        assert mixture().log_prob(torch.tensor(x)).item() == pytest.approx(math.log(first * p["c2"][x[2]] * last))
 
 
 def test_a_hand_computed_tree():

@@ -61,6 +61,4 @@ def test_refusals() -> None:
     with pytest.raises(ProgramError, match="at least 2"):
         DiscretisedNormal(torch.tensor(0.0), torch.tensor(1.0), 1)
     with pytest.raises(ValueError, match="support"):
-        DiscretisedNormal(torch.tensor(0.0), torch.tensor(1.0), 3, validate_args=True).log_prob(
-            torch.tensor(3)
-        )
+        DiscretisedNormal(torch.tensor(0.0), torch.tensor(1.0), 3, validate_args=True).log_prob(torch.tensor(3))

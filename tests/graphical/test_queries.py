@@ -45,8 +45,7 @@ def test_relatives() -> None:
         ),
         (
             "eight_schools_not_centred",
-            "p(mu, tau, eta, y) = p(mu) p(tau) prod_J[8] {p(eta) p(y | theta; sigma)}, "
-            "where theta = f(mu, tau, eta)",
+            "p(mu, tau, eta, y) = p(mu) p(tau) prod_J[8] {p(eta) p(y | theta; sigma)}, where theta = f(mu, tau, eta)",
         ),
         (
             "latent_dirichlet_allocation",
@@ -91,16 +90,12 @@ def test_names_as_mathematics(name: str, latex: str) -> None:
 def test_every_factorisation_names_each_site_once_and_balances(name: str) -> None:
     factorisation = found(name).factorisation()
     s = found(name)
-    assert [term.child for term in factorisation.factors] == s.kind(
-        "latent", "observed", "deterministic", "factor"
-    )
+    assert [term.child for term in factorisation.factors] == s.kind("latent", "observed", "deterministic", "factor")
     for text in (factorisation, factorisation.latex()):
         assert all(text.count(a) == text.count(b) for a, b in ("()", "{}"))
     for node in s.kind("latent", "observed"):
         expected = 0 if s.graph.nodes[node]["masked"] else 1
-        assert (
-            len(re.findall(rf"p\({re.escape(node)}(?=[ );])", re.split("[=∝]", factorisation)[1])) == expected
-        )
+        assert len(re.findall(rf"p\({re.escape(node)}(?=[ );])", re.split("[=∝]", factorisation)[1])) == expected
 
 
 def test_the_factor_graph_is_bipartite() -> None:

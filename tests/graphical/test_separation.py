@@ -14,9 +14,7 @@ from ppl_dgm import Structure, structure
 from ppl_dgm.errors import ProgramError
 
 NETWORKS = 200
-PROGRAMS = (
-    60  # so many of them are written as programs and found by running; the others are handed over as graphs
-)
+PROGRAMS = 60  # so many of them are written as programs and found by running; the others are handed over as graphs
 NAMES = "abcde"
 
 
@@ -138,9 +136,7 @@ def test_the_factorisation_is_the_joint(networks: list) -> None:
         assert np.allclose(product_of_terms, table)
 
 
-def conditional(
-    names: list[str], table: np.ndarray, child: str, at: dict[str, int], parents: set[str]
-) -> float:
+def conditional(names: list[str], table: np.ndarray, child: str, at: dict[str, int], parents: set[str]) -> float:
     """p(child | parents) at a point, from the joint table alone."""
 
     def mass(keep: set[str]) -> float:
@@ -213,10 +209,7 @@ def test_explaining_away_in_words() -> None:
         "rain and sprinkler are dependent given wet: the trail rain -> wet <- sprinkler is active: "
         "wet is a collider and given, so open."
     )
-    assert (
-        "opened by its descendant slippery, which is given"
-        in s.d_separated("rain", "sprinkler", "slippery").reason
-    )
+    assert "opened by its descendant slippery, which is given" in s.d_separated("rain", "sprinkler", "slippery").reason
     assert "wet is a chain and given" in s.d_separated("rain", "slippery", "wet").reason
     assert s.d_separated("rain", "slippery", "wet").blockers == ("wet",)
 

@@ -64,9 +64,7 @@ def test_a_module_is_one_node_with_its_size() -> None:
 
 def test_markov_sites_are_marked() -> None:
     graph = found("hidden_markov_model").graph
-    assert [n for n, markov in graph.nodes(data="markov") if markov] == [
-        f"{v}_{t}" for t in range(4) for v in "zx"
-    ]
+    assert [n for n, markov in graph.nodes(data="markov") if markov] == [f"{v}_{t}" for t in range(4) for v in "zx"]
 
 
 def test_subsamples_are_told_from_sizes() -> None:

@@ -1,7 +1,6 @@
 """ChEES: the gradient of its criterion, the length that it learns, many chains in little memory."""
 
 import math
-import resource
 import subprocess
 import sys
 

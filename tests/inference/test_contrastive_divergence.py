@@ -64,9 +64,7 @@ def test_the_negative_samples_are_constants() -> None:
 def test_the_exact_likelihood_rises(persistent: bool, backend: str) -> None:
     data, valid = patterns(300), patterns(200)
     rbm = RBM(8, 3)
-    method = ContrastiveDivergence(
-        k=2, persistent=persistent, epochs=60, batch_size=50, lr=0.03, backend=backend
-    )
+    method = ContrastiveDivergence(k=2, persistent=persistent, epochs=60, batch_size=50, lr=0.03, backend=backend)
     rbm.start(data)  # the best machine without weights, give or take the small random ones
     before = dgm.score(rbm, valid).mean().value
     fit = dgm.learn(rbm, data, valid=valid, method=method, seed=0)

@@ -38,9 +38,7 @@ def test_exact_guide_makes_the_bound_tight_at_every_draw() -> None:
 def test_one_draw_equals_importance_weighting_with_one_draw() -> None:
     program = LinearGaussian()
     bound = dgm.score(program, X, method=dgm.ELBO(draws=1), seed=0)
-    torch.testing.assert_close(
-        bound.value, dgm.score(program, X, method=dgm.ImportanceWeighted(draws=1), seed=0).value
-    )
+    torch.testing.assert_close(bound.value, dgm.score(program, X, method=dgm.ImportanceWeighted(draws=1), seed=0).value)
     assert bound.stderr is None
 
 
@@ -55,9 +53,7 @@ def test_shared_latent_site_gives_one_value() -> None:
 
     x = torch.tensor([0.5, 1.0, -0.3])
     score = dgm.score(model, x, guide=guide, method=dgm.ELBO(draws=10_000), seed=0)
-    exact = dist.Normal(0.0, 1.0).log_prob(x).sum() - 0.5 * len(
-        x
-    )  # the guide is the prior: E (x - m)^2 = x^2 + 1
+    exact = dist.Normal(0.0, 1.0).log_prob(x).sum() - 0.5 * len(x)  # the guide is the prior: E (x - m)^2 = x^2 + 1
     assert score.value.shape == ()
     assert abs(float(score.value - exact)) < 4 * float(score.stderr) < 0.5
 

@@ -9,9 +9,7 @@ from ppl_dgm.models import MixtureOfCategoricals, MixtureOfGaussians, Probabilis
 
 
 def gaussian_data(n=150):
-    return torch.randn(n, 4, dtype=torch.float64) * torch.tensor([1.0, 2, 0.5, 1]) + 3 * torch.randint(
-        3, (n, 1)
-    )
+    return torch.randn(n, 4, dtype=torch.float64) * torch.tensor([1.0, 2, 0.5, 1]) + 3 * torch.randint(3, (n, 1))
 
 
 def categorical_data(n=150):
@@ -46,9 +44,7 @@ def test_no_step_ever_lowers_the_objective(case):
 
 def test_history_and_weights_belong_together():
     x, valid = gaussian_data(), gaussian_data(50)
-    fit = dgm.learn(
-        MixtureOfGaussians(4, 3).double(), x, valid=valid, method=dgm.EM(steps=25, tolerance=0.0), seed=0
-    )
+    fit = dgm.learn(MixtureOfGaussians(4, 3).double(), x, valid=valid, method=dgm.EM(steps=25, tolerance=0.0), seed=0)
     assert list(fit.history.columns) == ["epoch", "objective", "valid", "seconds"]
     assert list(fit.history["epoch"]) == list(range(len(fit.history)))
     best = fit.history.loc[fit.history["valid"].idxmin()]
@@ -78,9 +74,7 @@ def test_a_warm_start_goes_on_from_the_current_parameters():
     program = MixtureOfGaussians(4, 8).double()
     first = dgm.learn(program, x, method=dgm.EM(steps=2, tolerance=0.0), seed=0)
     second = dgm.learn(program, x, method=dgm.EM(steps=5, tolerance=0.0, warm_start=True))
-    assert second.history["objective"].iloc[0] == pytest.approx(
-        first.history["objective"].iloc[-1], abs=1e-12
-    )
+    assert second.history["objective"].iloc[0] == pytest.approx(first.history["objective"].iloc[-1], abs=1e-12)
     assert second.history["objective"].iloc[-1] < first.history["objective"].iloc[-1]
 
 

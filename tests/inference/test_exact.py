@@ -124,9 +124,7 @@ def test_hidden_markov_chain_against_forward_backward(zeros):
     x = torch.randn(30, dtype=torch.float64) + torch.linspace(-1, 2, 30)
     evidence, smoothed = forward_backward(x, start, move, means)
     post = dgm.infer(hmm, x, start, move, means, method=dgm.Exact(draws=3000), seed=0)
-    tolerance = (
-        1e-10 if not zeros else 1e-6
-    )  # Pyro's Categorical keeps its smallest log probability at that of eps
+    tolerance = 1e-10 if not zeros else 1e-6  # Pyro's Categorical keeps its smallest log probability at that of eps
     assert float(post.log_evidence.value) == pytest.approx(float(evidence), abs=tolerance)
     found = torch.stack([post.exact[f"z_{t}"].probs for t in range(30)])
     assert torch.allclose(found, smoothed, atol=tolerance)
@@ -151,18 +149,14 @@ def test_a_global_latent_above_nested_plates_against_all_assignments():
     corners = [torch.tensor(v, dtype=torch.float64) for v in itertools.product((0.0, 1.0), repeat=3)]
     logs = torch.stack(
         [
-            poutine.trace(poutine.condition(regimes, {"regime": torch.tensor(r), "on": on}))
-            .get_trace(x)
-            .log_prob_sum()
+            poutine.trace(poutine.condition(regimes, {"regime": torch.tensor(r), "on": on})).get_trace(x).log_prob_sum()
             for r in range(2)
             for on in corners
         ]
     ).reshape(2, 8)
     joint = (logs - logs.logsumexp((0, 1))).exp()
     post = dgm.infer(regimes, x, method=dgm.Exact(draws=20_000), seed=0)
-    assert (
-        post.log_evidence.value.shape == ()
-    )  # the examples share a latent: there is one evidence, of all of them
+    assert post.log_evidence.value.shape == ()  # the examples share a latent: there is one evidence, of all of them
     assert float(post.log_evidence.value) == pytest.approx(float(logs.logsumexp((0, 1))), abs=1e-12)
     assert torch.allclose(post.exact["regime"].probs, joint.sum(1), atol=1e-12)
     on = (joint.sum(0)[:, None] * torch.stack(corners)).sum(0)  # [data]
@@ -191,9 +185,7 @@ def test_other_supports_keep_their_own_values():
     def counts(y):
         n = pyro.sample("n", dist.Binomial(4, torch.tensor(0.3, dtype=torch.float64)))
         hot = pyro.sample("hot", dist.OneHotCategorical(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)))
-        pyro.sample(
-            "y", dist.Normal(n + hot @ torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), 1.0), obs=y
-        )
+        pyro.sample("y", dist.Normal(n + hot @ torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), 1.0), obs=y)
 
     y = torch.tensor(2.5, dtype=torch.float64)
     n, h = torch.meshgrid(torch.arange(5.0), torch.arange(3.0), indexing="ij")

@@ -97,9 +97,7 @@ def test_shared_latent_site_gives_one_value() -> None:
 
 def test_shared_mean_from_guide_and_from_prior() -> None:
     x = torch.tensor([0.5, 1.0, -0.3])
-    exact = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + torch.ones(3, 3)).log_prob(
-        x
-    )
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + torch.ones(3, 3)).log_prob(x)
 
     def model(x: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -228,9 +226,7 @@ def test_weighted_posterior_and_evidence() -> None:
     posterior = dgm.infer(program, X, method=dgm.Importance(draws=20_000), seed=0)
     torch.testing.assert_close(posterior.mean("z"), program.exact_posterior(X).mean, atol=0.03, rtol=0)
     assert posterior.log_evidence.kind == "estimate"
-    assert (
-        (posterior.log_evidence.value - program.evidence(X)).abs() < 4 * posterior.log_evidence.stderr
-    ).all()
+    assert ((posterior.log_evidence.value - program.evidence(X)).abs() < 4 * posterior.log_evidence.stderr).all()
 
 
 def test_autoguide_draws_lie_where_the_sites_do() -> None:

@@ -58,9 +58,7 @@ def test_a_conjugate_gaussian_posterior(method: PyroNUTS) -> None:
 
 
 def test_a_conjugate_beta_posterior_in_the_programs_own_space() -> None:
-    posterior = dgm.infer(
-        coin, torch.tensor([1.0, 1, 1, 0, 1, 1]), method=PyroNUTS(warmup=100, draws=400), seed=1
-    )
+    posterior = dgm.infer(coin, torch.tensor([1.0, 1, 1, 0, 1, 1]), method=PyroNUTS(warmup=100, draws=400), seed=1)
     p, row = posterior.draws["p"], posterior.summary(round_to="none").astype(float).loc["p"]
     exact = dist.Beta(7.0, 3.0)
     assert p.shape == (1, 400) and ((p > 0) & (p < 1)).all()
@@ -72,10 +70,7 @@ def test_a_conjugate_beta_posterior_in_the_programs_own_space() -> None:
 @pytest.mark.slow
 def test_eight_schools_agree_with_posteriordb() -> None:
     folder = os.environ.get("PPL_DGM_DATA")
-    if (
-        not folder
-        or not (file := Path(folder) / "posteriordb/eight_schools-eight_schools_noncentered.json").exists()
-    ):
+    if not folder or not (file := Path(folder) / "posteriordb/eight_schools-eight_schools_noncentered.json").exists():
         pytest.skip("set PPL_DGM_DATA to a folder that holds posteriordb/")
     reference = json.loads(file.read_text())
     y, sigma = (torch.tensor(reference["data"][k], dtype=torch.float32) for k in ("y", "sigma"))
@@ -84,9 +79,7 @@ def test_eight_schools_agree_with_posteriordb() -> None:
     )
     posterior.draws |= posterior.deterministic
     table = posterior.summary(round_to="none").astype(float)
-    for name, mean, mcse in zip(
-        *(reference["mean"][k] for k in ("names", "mean_value", "mcse_mean")), strict=True
-    ):
+    for name, mean, mcse in zip(*(reference["mean"][k] for k in ("names", "mean_value", "mcse_mean")), strict=True):
         site, _, index = name.partition("[")
         row = table.loc[f"{site}[{int(index[:-1]) - 1}]" if index else site]  # the reference counts from 1
         assert abs(row["mean"] - mean) < 4 * math.hypot(row["mcse_mean"], mcse), name
@@ -140,9 +133,7 @@ def test_acceptance_rates_average_to_pyros_own_figure() -> None:
 
 def test_divergences_are_marked_draw_by_draw() -> None:
     """A quartic well with a step so long that some trajectories leave it."""
-    kernel = _WatchedNUTS(
-        potential_fn=_Counted(lambda z: z["z"].pow(4).sum()), adapt_step_size=False, step_size=0.9
-    )
+    kernel = _WatchedNUTS(potential_fn=_Counted(lambda z: z["z"].pow(4).sum()), adapt_step_size=False, step_size=0.9)
     kernel.initial_params = params = {"z": torch.zeros(2)}
     kernel.setup(0)
     marked = []

@@ -150,14 +150,18 @@ def test_kl_weight_follows_its_schedule(bits):
         return 0.0 if epoch == 1 else 1.0
 
     torch.manual_seed(0)
-    fit = dgm.learn(TinyVAE(), bits, method=SVI(elbo="mean_field", epochs=2, batch_size=None, lr=1e-9, kl_weight=weight), seed=0)
+    fit = dgm.learn(
+        TinyVAE(), bits, method=SVI(elbo="mean_field", epochs=2, batch_size=None, lr=1e-9, kl_weight=weight), seed=0
+    )
     assert seen == [1, 2]
     torch.manual_seed(0)
     program = TinyVAE()
     q, p = (pyro.poutine.trace(f).get_trace(bits).nodes["z"]["fn"] for f in (program.guide, program.model))
     kl = torch.distributions.kl_divergence(q, p).mean()
     free, whole = fit.history["objective"]
-    assert whole - free == pytest.approx(float(kl.detach()), abs=0.15)  # the reconstruction term is drawn anew each epoch
+    assert whole - free == pytest.approx(
+        float(kl.detach()), abs=0.15
+    )  # the reconstruction term is drawn anew each epoch
     assert float(kl) > 0.3
 
 
@@ -209,7 +213,9 @@ def test_infer_with_a_learner_fits_an_autoguide(x):
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optim", ["adam", "adamax", pyro.optim.Adam({"lr": 1e-2})], ids=["adam", "adamax", "Pyro optimiser"])
+@pytest.mark.parametrize(
+    "optim", ["adam", "adamax", pyro.optim.Adam({"lr": 1e-2})], ids=["adam", "adamax", "Pyro optimiser"]
+)
 def test_resuming_gives_the_same_run_bit_for_bit(bits, tmp_path, optim):
     def run(epochs, path):
         torch.manual_seed(0)
@@ -277,7 +283,9 @@ def test_nan_at_the_start_names_the_site(bits):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
                 logits = self.decoder(z)
-                pyro.sample("x", dist.Bernoulli(logits=torch.where(logits > -9, logits / 0 * 0, logits)).to_event(1), obs=x)
+                pyro.sample(
+                    "x", dist.Bernoulli(logits=torch.where(logits > -9, logits / 0 * 0, logits)).to_event(1), obs=x
+                )
 
     with pytest.raises(ProgramError, match="after site 'z', a Bernoulli got an invalid parameter logits"):
         dgm.learn(Broken(), bits, method=SVI(epochs=2), seed=0)
@@ -333,7 +341,9 @@ def test_discrete_latents_without_a_guide_are_summed_out(x):
             k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
             pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
 
-    mixture = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.tensor([0.0, 2.0]), 1.0))
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.tensor([0.0, 2.0]), 1.0)
+    )
     for elbo in ("trace", "enum"):
         fit = dgm.learn(model, x, method=SVI(elbo=elbo, epochs=1, batch_size=None), seed=0)
         assert fit.history["objective"][0] == pytest.approx(-float(mixture.log_prob(x).mean()), rel=1e-5)

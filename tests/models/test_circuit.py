@@ -145,9 +145,7 @@ def test_em_of_a_mixture_is_textbook_em():
     probs = program.weights.evaluator().leaves.exp()  # [leaves, K]
     names = [node for node in program.weights.structure.order if "," in str(node)]
     order = {name: i for i, name in enumerate(names)}
-    theta = torch.stack(
-        [torch.stack([probs[order[str((k, d))]] for d in range(D)]) for k in range(2)]
-    )  # [2, D, K]
+    theta = torch.stack([torch.stack([probs[order[str((k, d))]] for d in range(D)]) for k in range(2)])  # [2, D, K]
     pi = torch.tensor([0.4, 0.6], dtype=torch.float64)
     joint = pi.log() + theta[:, torch.arange(D), x].log().sum(-1).T  # [n, 2]
     resp = joint.softmax(-1)
@@ -209,9 +207,7 @@ def test_refusals():
         program.simulate(2, given={"z": torch.zeros(D)})
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: Circuit(D, K), lambda: Circuit.from_graph(mixture())], ids=["tree", "graph"]
-)
+@pytest.mark.parametrize("make", [lambda: Circuit(D, K), lambda: Circuit.from_graph(mixture())], ids=["tree", "graph"])
 def test_the_verbs_and_a_run_folder(make, tmp_path):
     x, program = data(), make()
     before = dgm.score(program, x).mean().value

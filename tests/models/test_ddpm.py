@@ -50,11 +50,7 @@ def test_schedules_fall_from_data_to_noise(name: str, steps: int) -> None:
     if steps >= 50:
         assert signal[-1] < 1e-2
     proposal = NoiseSchedule(signal).proposal
-    assert (
-        len(proposal) == steps
-        and float(proposal.sum()) == pytest.approx(1, abs=1e-5)
-        and (proposal > 0).all()
-    )
+    assert len(proposal) == steps and float(proposal.sum()) == pytest.approx(1, abs=1e-5) and (proposal > 0).all()
 
 
 def test_stepwise_noising_is_noising_at_once(double: None) -> None:
@@ -63,9 +59,7 @@ def test_stepwise_noising_is_noising_at_once(double: None) -> None:
     for t in range(1, 31):
         mean = schedule.forward_mean[t] * mean
         variance = schedule.alpha[t] * variance + schedule.beta[t]
-        assert torch.allclose(mean, schedule.root_signal[t]) and torch.allclose(
-            variance, 1 - schedule.alpha_bar[t]
-        )
+        assert torch.allclose(mean, schedule.root_signal[t]) and torch.allclose(variance, 1 - schedule.alpha_bar[t])
 
 
 def test_the_posterior_of_a_step_is_bayes_rule(double: None) -> None:
@@ -90,16 +84,12 @@ def test_the_posterior_of_a_step_is_bayes_rule(double: None) -> None:
 def test_samples_keep_the_data_variance_and_lose_it_with_the_bar_lost(double: None) -> None:
     """N(0, 4) data, exact score: variance 3.975 with alpha-bar, 0.281 with the mean that some texts print."""
     schedule = NoiseSchedule(signal_fraction("linear", 1000))
-    noise_of_z = schedule.root_noise / (
-        4 * schedule.alpha_bar + 1 - schedule.alpha_bar
-    )  # E[eps | z_t] = this z_t
+    noise_of_z = schedule.root_noise / (4 * schedule.alpha_bar + 1 - schedule.alpha_bar)  # E[eps | z_t] = this z_t
     right, printed = torch.tensor(1.0), torch.tensor(1.0)
     for step in range(1000, 0, -1):
         z, t, fresh = torch.ones(1, 1), torch.tensor([step]), schedule.posterior_variance[step] * (step > 1)
         right = schedule.reverse_mean(z, t, noise_of_z[step] * z).squeeze() ** 2 * right + fresh
-        lost = (
-            1 - schedule.beta[step] / schedule.beta[step].sqrt() * noise_of_z[step]
-        ) / schedule.forward_mean[step]
+        lost = (1 - schedule.beta[step] / schedule.beta[step].sqrt() * noise_of_z[step]) / schedule.forward_mean[step]
         printed = lost**2 * printed + fresh
     assert float(right) == pytest.approx(3.975, abs=5e-3)
     assert float(printed) == pytest.approx(0.281, abs=5e-3)
@@ -116,9 +106,7 @@ def test_divergences_are_those_of_the_models_own_sites(denoiser: str, variance: 
     for step in range(2, 7):
         t, noise = torch.full((4,), step), torch.randn(4, 3)
         z = schedule.noised(chain.scaled(x), t, noise)
-        known = Normal(
-            schedule.posterior_mean(z, t, chain.scaled(x)), schedule.posterior_variance[step].sqrt()
-        )
+        known = Normal(schedule.posterior_mean(z, t, chain.scaled(x)), schedule.posterior_variance[step].sqrt())
         stepped = Normal(schedule.reverse_mean(z, t, chain.denoise(z, t)[0]), schedule.reverse_scale[step])
         expected = kl_divergence(known, stepped).sum(-1)
         assert torch.allclose(chain.divergence(x, t, noise), expected)
@@ -149,15 +137,11 @@ def test_both_views_agree_and_stay_below_the_evidence(denoiser: str, variance: s
         for trace in (drawn, story):
             trace.compute_log_prob()
         sites = ("z_1", "z_2")
-        elbo = sum(story.nodes[s]["log_prob"] for s in (*sites, "x")) - sum(
-            drawn.nodes[s]["log_prob"] for s in sites
-        )
+        elbo = sum(story.nodes[s]["log_prob"] for s in (*sites, "x")) - sum(drawn.nodes[s]["log_prob"] for s in sites)
     elbo = elbo.unflatten(0, (20_000, 4))
     error = (elbo.var(0) / 20_000 + score.stderr**2).sqrt()
     assert ((elbo.mean(0) - score.value).abs() < 4.5 * error).all()
-    assert (
-        evidence - score.value
-    ).max() > 0.01  # the bound is not tight here, or the comparison would show nothing
+    assert (evidence - score.value).max() > 0.01  # the bound is not tight here, or the comparison would show nothing
 
 
 def _evidence_of_two_steps(chain: DiffusionChain) -> Tensor:
@@ -171,9 +155,7 @@ def _evidence_of_two_steps(chain: DiffusionChain) -> Tensor:
         back = Normal(mean, chain.schedule.reverse_scale[2]).log_prob(grid[None])  # [z_2, z_1]
         first = torch.logsumexp(Normal(0.0, 1.0).log_prob(z) + back, 0) + step.log()  # ln p(z_1)
         decoded = chain.decoder(chain.denoise(z, one)[1])
-        logs = torch.stack(
-            [decoded.log_prob(torch.full((len(grid), 1), k)) for k in range(chain.values or 0)]
-        )
+        logs = torch.stack([decoded.log_prob(torch.full((len(grid), 1), k)) for k in range(chain.values or 0)])
     return torch.logsumexp(first + logs, -1) + step.log()
 
 
@@ -281,9 +263,7 @@ def test_the_level_denoiser_is_bayes_rule_for_independent_pixels(double: None) -
     schedule, levels = chain.schedule, torch.linspace(-1, 1, 5)
     z = torch.randn(6, 1)
     for step in (1, 4, 8):
-        weights = torch.softmax(
-            Normal(schedule.root_signal[step] * levels, schedule.root_noise[step]).log_prob(z), -1
-        )
+        weights = torch.softmax(Normal(schedule.root_signal[step] * levels, schedule.root_noise[step]).log_prob(z), -1)
         noise = ((z - schedule.root_signal[step] * levels) / schedule.root_noise[step] * weights).sum(-1)
         assert torch.allclose(chain.denoise(z, torch.full((6,), step))[0][:, 0], noise)
 
@@ -328,11 +308,7 @@ def test_simple_weighting_learns_too_and_seeds_repeat() -> None:
 def test_card_save_and_load(tmp_path: Any) -> None:
     chain = shaken(DiffusionChain(3, 4, steps=7, hidden=8))
     card = dgm.card(chain)
-    assert (
-        card.passes == 7
-        and card.answers["sample"].passes == 7
-        and card.answers["score"].kind == "lower_bound"
-    )
+    assert card.passes == 7 and card.answers["sample"].passes == 7 and card.answers["score"].kind == "lower_bound"
     fit = dgm.learn(chain, torch.randint(0, 4, (40, 3)), method=Denoising(epochs=1), seed=0)
     fit.save(tmp_path)
     again = dgm.Fit.load(tmp_path).program

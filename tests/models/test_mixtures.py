@@ -69,9 +69,7 @@ def test_score_and_responsibilities_equal_scikit_learns_from_the_same_parameters
     assert score.mean().value == pytest.approx(reference.score(x.numpy()), abs=1e-9)
     assert torch.allclose(score.value, torch.as_tensor(reference.score_samples(x.numpy())), atol=1e-8)
     post = dgm.infer(program, x)
-    assert torch.allclose(
-        post.exact["k"].probs, torch.as_tensor(reference.predict_proba(x.numpy())), atol=1e-8
-    )
+    assert torch.allclose(post.exact["k"].probs, torch.as_tensor(reference.predict_proba(x.numpy())), atol=1e-8)
 
 
 @pytest.mark.parametrize("covariance", SKLEARN)
@@ -89,9 +87,7 @@ def test_em_goes_where_scikit_learns_goes_from_the_same_start(covariance):
     program = MixtureOfGaussians(3, 3, covariance, floor=1e-6).double()
     program.em_start(x)
     inverse = torch.linalg.inv(program.covariances.detach())
-    start = {"full": inverse, "diagonal": inverse.diagonal(dim1=-2, dim2=-1), "spherical": inverse[:, 0, 0]}[
-        covariance
-    ]
+    start = {"full": inverse, "diagonal": inverse.diagonal(dim1=-2, dim2=-1), "spherical": inverse[:, 0, 0]}[covariance]
     reference = GaussianMixture(
         3, covariance_type=SKLEARN[covariance], reg_covar=1e-12, tol=1e-10, max_iter=1000,
         weights_init=[1 / 3] * 3, means_init=program.means.detach().numpy(), precisions_init=start.numpy(),
@@ -135,9 +131,7 @@ def test_a_component_without_examples_keeps_its_place_and_loses_its_weight(covar
         program.means[1] = 1e5  # so far away that its responsibilities are exactly zero
     before = program.covariances[1].detach().clone()
     program.em_step(x)
-    assert bool((program.means[1] == 1e5).all()) and torch.allclose(
-        program.covariances[1], before, atol=1e-12
-    )
+    assert bool((program.means[1] == 1e5).all()) and torch.allclose(program.covariances[1], before, atol=1e-12)
     assert float(program.weights[1].detach()) < 1e-300 and bool(program.weight_logits.isfinite().all())
 
 
@@ -166,10 +160,7 @@ def test_probabilities_of_all_states_sum_to_one_and_equal_the_direct_sum():
     assert float(score.sum()) == pytest.approx(1, abs=1e-12)
     theta = program.logits.softmax(-1)
     direct = torch.stack(
-        [
-            (program.weights * torch.stack([theta[:, d, v] for d, v in enumerate(s)]).prod(0)).sum()
-            for s in states
-        ]
+        [(program.weights * torch.stack([theta[:, d, v] for d, v in enumerate(s)]).prod(0)).sum() for s in states]
     )
     assert torch.allclose(score, direct, atol=1e-14)
 
@@ -206,8 +197,7 @@ def test_data_of_any_number_type_score_the_same():
     program = random_categoricals()
     x = torch.randint(3, (5, 3))
     scores = [
-        dgm.score(program, x.to(dtype)).value
-        for dtype in (torch.uint8, torch.int32, torch.float32, torch.float64)
+        dgm.score(program, x.to(dtype)).value for dtype in (torch.uint8, torch.int32, torch.float32, torch.float64)
     ]
     assert all(torch.equal(score, scores[0]) for score in scores)
 

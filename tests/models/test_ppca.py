@@ -43,9 +43,9 @@ def joint(program):
 def condition(mean, covariance, unknown, known, value):
     """Mean and covariance of the unknown coordinates of a Gaussian given the known ones."""
     gain = covariance[unknown][:, known] @ torch.linalg.inv(covariance[known][:, known])
-    return mean[unknown] + gain @ (value - mean[known]), covariance[unknown][:, unknown] - gain @ covariance[
-        known
-    ][:, unknown]
+    return mean[unknown] + gain @ (value - mean[known]), covariance[unknown][:, unknown] - gain @ covariance[known][
+        :, unknown
+    ]
 
 
 def test_posterior_is_the_conditional_of_the_joint_gaussian_and_the_printed_covariance_is_not():

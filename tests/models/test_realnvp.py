@@ -43,10 +43,7 @@ def cell_masses(program: RealNVP, count: int = 150) -> Tensor:
     """log P(x) of every cell of a 2-D program by quadrature, [values^2]."""
     within = midpoints(0, 1, count)
     with torch.no_grad():
-        cells = [
-            program.flow().log_prob(x + within).logsumexp(0) - math.log(len(within))
-            for x in all_cells(program)
-        ]
+        cells = [program.flow().log_prob(x + within).logsumexp(0) - math.log(len(within)) for x in all_cells(program)]
     return torch.stack(cells)
 
 
@@ -71,9 +68,7 @@ def test_encode_and_decode_are_inverse_in_float64(options: dict, observed: int) 
 def test_the_density_is_the_bases_over_the_jacobian_by_autograd(options: dict) -> None:
     program = flow(5, **options)
     v = program.decode(torch.randn(6, 5, dtype=torch.float64)).detach()
-    jacobian = torch.stack(
-        [torch.autograd.functional.jacobian(lambda row: program.encode(row), row) for row in v]
-    )
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda row: program.encode(row), row) for row in v])
     base = dist.Normal(torch.zeros(5).double(), 1.0).to_event(1).log_prob(program.encode(v))
     torch.testing.assert_close(program.flow().log_prob(v), base + torch.linalg.slogdet(jacobian).logabsdet)
 
@@ -217,9 +212,7 @@ def test_continuous_data_have_an_exact_score_and_no_latent_site() -> None:
 def test_learning_brings_digits_below_the_independent_model(tmp_path: Path) -> None:
     digits = dgm.data.digits()
     program = RealNVP(64, 17, flows=2, hidden=32)
-    fit = dgm.learn(
-        program, digits, method=replace(program.default_method("learn"), epochs=5, lr=5e-3), seed=0
-    )
+    fit = dgm.learn(program, digits, method=replace(program.default_method("learn"), epochs=5, lr=5e-3), seed=0)
     learned = dgm.score(program, digits.valid, seed=0)
     assert fit.cost.path == "recorded"
     marginals = RealNVP(64, 17, flows=1, hidden=2)
@@ -238,9 +231,7 @@ def test_learning_continuous_data_of_a_large_scale_stays_finite_and_below_minus_
     x = 1000 * torch.cat([a, a.square() + 0.2 * torch.randn(600, 1)], 1) + 5000
     entropy = math.log(2 * math.pi * math.e * 0.2) + 2 * math.log(1000)
     program = RealNVP(2, flows=4, hidden=32, dropout=0.0)
-    dgm.learn(
-        program, x, method=replace(program.default_method("learn"), epochs=40, lr=5e-3, patience=None), seed=0
-    )
+    dgm.learn(program, x, method=replace(program.default_method("learn"), epochs=40, lr=5e-3, patience=None), seed=0)
     mean = dgm.score(program, x).mean()
     gaussian = dist.MultivariateNormal(x.mean(0), torch.cov(x.T)).log_prob(x).mean()
     assert mean.value > float(gaussian) + 0.5

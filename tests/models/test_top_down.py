@@ -95,9 +95,7 @@ def test_guide_and_model_share_the_prior_network(training: bool) -> None:
 def test_analytic_divergences_agree_with_draws() -> None:
     program = small().eval()
     with program.running():
-        analytic = pyro.infer.TraceMeanField_ELBO(num_particles=300).loss(
-            program.run_model, program.run_guide, X
-        )
+        analytic = pyro.infer.TraceMeanField_ELBO(num_particles=300).loss(program.run_model, program.run_guide, X)
     bound = dgm.score(program, X, method=dgm.ELBO(draws=4000), seed=0)
     assert abs(-analytic - float(bound.value.sum())) < 0.5
 
@@ -145,9 +143,7 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     copies = x.repeat_interleave(1000, 0)
     means = [torch.full((3,), -math.inf)]
     for draws in (1, 4, 16, 64):
-        values = dgm.score(
-            program, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws
-        ).value.view(3, 1000)
+        values = dgm.score(program, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws).value.view(3, 1000)
         error = values.std(1) / math.sqrt(1000)
         assert (values.mean(1) < exact + 4 * error).all()
         assert (values.mean(1) > means[-1] - 4 * error).all()
@@ -176,9 +172,7 @@ class ExactTwin(TopDownVAE):
                 self.prior_1[0].bias[3:].exp(),
             )
             w, b, noise = self.decoder[0].weight, self.decoder[0].bias, self.likelihood.scale**2
-            marginal = torch.linalg.inv(
-                w @ torch.diag(variance_1) @ w.T + torch.diag(noise)
-            )  # precision of x given z2
+            marginal = torch.linalg.inv(w @ torch.diag(variance_1) @ w.T + torch.diag(noise))  # precision of x given z2
             precision_2 = torch.eye(2) + (w @ a).T @ marginal @ (w @ a)
             mean_2 = torch.linalg.solve(precision_2, (w @ a).T @ marginal @ (x - b - w @ c).T).T
             precision_1 = torch.diag(1 / variance_1) + w.T @ torch.diag(1 / noise) @ w
@@ -187,9 +181,7 @@ class ExactTwin(TopDownVAE):
             pull = (z2 @ a.T + c) / variance_1 + ((x - b) / noise) @ w
             pyro.sample(
                 "z1",
-                dist.MultivariateNormal(
-                    torch.linalg.solve(precision_1, pull.T).T, precision_matrix=precision_1
-                ),
+                dist.MultivariateNormal(torch.linalg.solve(precision_1, pull.T).T, precision_matrix=precision_1),
             )
 
 

@@ -52,9 +52,7 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     copies = x.repeat_interleave(1000, 0)
     before = torch.full((3,), -math.inf)
     for draws in (1, 5, 50):
-        values = dgm.score(vae, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws).value.view(
-            3, 1000
-        )
+        values = dgm.score(vae, copies, method=dgm.ImportanceWeighted(draws=draws), seed=draws).value.view(3, 1000)
         error = values.std(1) / math.sqrt(1000)
         assert (values.mean(1) < exact + 4 * error).all()
         assert (values.mean(1) > before - 4 * error).all()
@@ -62,9 +60,7 @@ def test_bounds_stay_below_the_evidence_of_the_linear_twin() -> None:
     tight = dgm.score(vae, x, method=dgm.ImportanceWeighted(draws=20_000), seed=0)
     assert ((tight.value - exact).abs() < 4 * tight.stderr).all()
     # the optimal factorised guide loses 1/2 (sum of log precisions - log det precision), for every x
-    precision = (
-        torch.eye(2) + vae.decoder[0].weight.T @ torch.diag(vae.likelihood.scale**-2) @ vae.decoder[0].weight
-    )
+    precision = torch.eye(2) + vae.decoder[0].weight.T @ torch.diag(vae.likelihood.scale**-2) @ vae.decoder[0].weight
     gap = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     elbo = dgm.score(vae, x, method=dgm.ELBO(draws=20_000), seed=0)
     assert ((elbo.value - (exact - gap)).abs() < 4 * elbo.stderr + 1e-4).all()

@@ -108,10 +108,7 @@ def _along(curve: np.ndarray) -> np.ndarray:
     """Points on cubic Bezier curves, 61 for each."""
     t = np.linspace(0, 1, 61)[:, None]
     return np.concatenate(
-        [
-            (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
-            for a, b, c, d in curve
-        ]
+        [(1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d for a, b, c, d in curve]
     )
 
 
@@ -150,20 +147,10 @@ def _hits(node: Any, at: np.ndarray, gap: float) -> bool:
 
 
 def _in_box(at: np.ndarray, box: Box, gap: float) -> np.ndarray:
-    return (
-        (at[:, 0] > box[0] - gap)
-        & (at[:, 0] < box[2] + gap)
-        & (at[:, 1] > box[1] - gap)
-        & (at[:, 1] < box[3] + gap)
-    )
+    return (at[:, 0] > box[0] - gap) & (at[:, 0] < box[2] + gap) & (at[:, 1] > box[1] - gap) & (at[:, 1] < box[3] + gap)
 
 
 def _on_border(plate: Box, box: Box, gap: float) -> bool:
     """Whether a box is neither wholly inside nor wholly outside a plate."""
-    inside = (
-        plate[0] + gap < box[0]
-        and plate[1] + gap < box[1]
-        and box[2] < plate[2] - gap
-        and box[3] < plate[3] - gap
-    )
+    inside = plate[0] + gap < box[0] and plate[1] + gap < box[1] and box[2] < plate[2] - gap and box[3] < plate[3] - gap
     return not inside and _gap(plate, box) < gap

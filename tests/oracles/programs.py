@@ -199,8 +199,7 @@ def eight_schools_not_centred() -> tuple:
 
 @case(
     "l:transition@states l:emission@states l:z_0 o:x_0 l:z_1 o:x_1 l:z_2 o:x_2 l:z_3 o:x_3",
-    "transition > z_0 z_1 z_2 z_3; emission > x_0 x_1 x_2 x_3; "
-    "z_0 > x_0 z_1; z_1 > x_1 z_2; z_2 > x_2 z_3; z_3 > x_3",
+    "transition > z_0 z_1 z_2 z_3; emission > x_0 x_1 x_2 x_3; z_0 > x_0 z_1; z_1 > x_1 z_2; z_2 > x_2 z_3; z_3 > x_3",
     {"states": 3},
 )
 def hidden_markov_model() -> tuple:

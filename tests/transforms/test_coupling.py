@@ -83,9 +83,7 @@ def test_inverse_and_log_determinant_see_one_dropout_mask() -> None:
         steps.append((x[0, 2], coupling.log_abs_det_jacobian(x, y)[0]))
     (x_low, log_det), (x_high, _) = steps
     torch.testing.assert_close((x_high - x_low).log(), -log_det)
-    assert not torch.allclose(
-        coupling.log_abs_det_jacobian(x, y)[0], log_det
-    )  # asked again, the network runs again
+    assert not torch.allclose(coupling.log_abs_det_jacobian(x, y)[0], log_det)  # asked again, the network runs again
 
 
 def test_it_can_be_copied_in_the_middle_of_a_gradient() -> None:

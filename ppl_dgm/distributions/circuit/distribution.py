@@ -149,9 +149,7 @@ class CircuitDistribution(TorchDistribution):
             DataError: an observed entry is not a category.
         """
         mask = self.observed if mask is None else mask
-        shape = torch.broadcast_shapes(
-            x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]])
-        )
+        shape = torch.broadcast_shapes(x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]]))
         rows, observed = self._rows(x, mask, shape)
         return self.evaluator.log_evidence(rows, observed).reshape(shape)
 
@@ -165,9 +163,7 @@ class CircuitDistribution(TorchDistribution):
             DataError: the observed entries of a row have probability zero.
         """
         shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
-        return self.evaluator.marginals(*self._given(x, mask, shape)).reshape(
-            *shape, *self.event_shape, self.values
-        )
+        return self.evaluator.marginals(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape, self.values)
 
     def conditional_sample(self, x: Tensor, mask: Tensor, n: int = 1) -> Tensor:
         """Exact draws of the missing entries given the observed ones, which are kept.

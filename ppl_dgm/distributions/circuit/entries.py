@@ -38,9 +38,7 @@ def as_rows(x: Tensor, variables: int, values: int, missing: bool = True) -> tup
     """
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[-1] != variables:
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise DataError(
-            f"x has {found}, but a tensor [rows, {variables}] was expected: one row for each example."
-        )
+        raise DataError(f"x has {found}, but a tensor [rows, {variables}] was expected: one row for each example.")
     filled, observed = split_missing(x)
     whole = (filled == x) & (filled < values) | (x == -1)
     wrong = ~(whole | x.isnan()) if x.is_floating_point() else ~whole

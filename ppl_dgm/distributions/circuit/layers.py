@@ -53,9 +53,7 @@ class LayerPlan:
     overlap: str | None
 
 
-def compile_layers(
-    structure: CircuitStructure, device: torch.device | str = "cpu"
-) -> tuple[LayerPlan, Tensor, Tensor]:
+def compile_layers(structure: CircuitStructure, device: torch.device | str = "cpu") -> tuple[LayerPlan, Tensor, Tensor]:
     """Sort a circuit into layers by height, sums and products apart.
 
     Returns:
@@ -88,9 +86,7 @@ def compile_layers(
         index = torch.tensor(children, device=device)
         layers.append(Layer(node_kind == "sum", index, torch.tensor(edges, device=device), index > 0))
     for i, layer in enumerate(layers):  # -1, the padding, becomes the position after the last weight
-        layers[i] = replace(
-            layer, edges=layer.edges.where(layer.edges >= 0, torch.tensor(len(weights), device=device))
-        )
+        layers[i] = replace(layer, edges=layer.edges.where(layer.edges >= 0, torch.tensor(len(weights), device=device)))
     plan = LayerPlan(
         torch.tensor([graph.nodes[node]["variable"] for node in leaves], device=device),
         tuple(layers),
@@ -165,9 +161,7 @@ class Layered:
         return in_chunks(lambda a, b: self._downward(a, b, torch.logsumexp, draw), self._size, x, observed)
 
     def maximise(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(
-            lambda a, b: self._downward(a, b, torch.amax, most_probable), self._size, x, observed
-        )
+        return in_chunks(lambda a, b: self._downward(a, b, torch.amax, most_probable), self._size, x, observed)
 
     @property
     def _size(self) -> int:
@@ -180,9 +174,7 @@ class Layered:
             ]
         )
 
-    def _leaf_values(
-        self, x: Tensor, observed: Tensor, reduce: Callable[..., Tensor] = torch.logsumexp
-    ) -> Tensor:
+    def _leaf_values(self, x: Tensor, observed: Tensor, reduce: Callable[..., Tensor] = torch.logsumexp) -> Tensor:
         """Log value of each input: of the observed category, or all summed (to one) or maximised, [n, I]."""
         leaf, table = torch.arange(len(self.leaves), device=x.device), self.leaves.clamp(min=FLOOR)
         seen = table[leaf, x[:, self.plan.leaf_variable]]
@@ -203,13 +195,9 @@ class Layered:
             leaf_values = self._leaf_values(x, observed).clone().requires_grad_()
             # Darwiche's differential approach:
             # d log p(e) / d log value of an input = probability that the input is in use
-            flow = torch.autograd.grad(self._upward(leaf_values)[:, self.plan.root].sum(), leaf_values)[
-                0
-            ]  # [n, I]
+            flow = torch.autograd.grad(self._upward(leaf_values)[:, self.plan.root].sum(), leaf_values)[0]  # [n, I]
         use = flow[..., None] * self.leaves.exp()  # [n, I, K]
-        missing = use.new_zeros(len(x), self.variables, self.values).index_add(
-            1, self.plan.leaf_variable, use
-        )
+        missing = use.new_zeros(len(x), self.variables, self.values).index_add(1, self.plan.leaf_variable, use)
         known = torch.nn.functional.one_hot(x, self.values).to(missing)
         return torch.where(observed[..., None], known, missing)
 
@@ -231,11 +219,7 @@ class Layered:
                 target = layer.children.flatten().expand(len(x), -1)
                 signal = here.repeat_interleave(layer.children.shape[1], 1)
             reached, end = reached.scatter_reduce(1, target, signal, "amax"), start
-        leaf = (
-            reached[:, 1:end] * torch.arange(1, end, device=x.device)
-        ).long()  # [n, I], 0 where not reached
+        leaf = (reached[:, 1:end] * torch.arange(1, end, device=x.device)).long()  # [n, I], 0 where not reached
         variable = self.plan.leaf_variable.expand(len(x), -1)
-        used = (
-            torch.zeros_like(x).scatter_reduce(1, variable, leaf, "amax") - 1
-        )  # [n, D]: one input per variable
+        used = torch.zeros_like(x).scatter_reduce(1, variable, leaf, "amax") - 1  # [n, D]: one input per variable
         return torch.where(observed, x, pick(self.leaves.clamp(min=FLOOR)[used]))

@@ -97,15 +97,12 @@ def check_structure(graph: nx.DiGraph, values: int | None = None) -> CircuitStru
             supports[node] = {graph.nodes[node]["variable"]: frozenset(support)}
             continue
         scopes[node] = (
-            _product_scope(node, children, scopes)
-            if kind == "product"
-            else _sum_scope(node, children, scopes)
+            _product_scope(node, children, scopes) if kind == "product" else _sum_scope(node, children, scopes)
         )
         if kind == "sum" and overlap is None:
             overlap = _overlap(node, children, supports)
         supports[node] = {
-            v: frozenset().union(*(supports[c][v] for c in children if v in supports[c]))
-            for v in scopes[node]
+            v: frozenset().union(*(supports[c][v] for c in children if v in supports[c])) for v in scopes[node]
         }
     variables = len(scopes[root])
     if scopes[root] != frozenset(range(variables)):
@@ -135,9 +132,7 @@ def _root(graph: Any) -> Hashable:
         raise ProgramError(f"a circuit must be a networkx.DiGraph with nodes, but it is {graph!r}.")
     if not nx.is_directed_acyclic_graph(graph):
         cycle = " -> ".join(repr(edge[0]) for edge in nx.find_cycle(graph))
-        raise ProgramError(
-            f"a circuit must be acyclic, but its nodes {cycle} form a cycle; remove one of the edges."
-        )
+        raise ProgramError(f"a circuit must be acyclic, but its nodes {cycle} form a cycle; remove one of the edges.")
     roots = [node for node in graph if graph.in_degree(node) == 0]
     if len(roots) > 1:
         raise ProgramError(
@@ -151,18 +146,14 @@ def _check_node(graph: nx.DiGraph, node: Hashable) -> None:
     attributes = graph.nodes[node]
     kind = attributes.get("kind")
     if kind not in KINDS:
-        raise ProgramError(
-            f"node {node!r} has kind {kind!r}, but a circuit's node is one of {', '.join(KINDS)}."
-        )
+        raise ProgramError(f"node {node!r} has kind {kind!r}, but a circuit's node is one of {', '.join(KINDS)}.")
     children = list(graph.successors(node))
     if kind == "input":
         variable = attributes.get("variable")
         if children:
             raise ProgramError(f"input node {node!r} has the child {children[0]!r}, but inputs are leaves.")
         if not isinstance(variable, int) or variable < 0:
-            raise ProgramError(
-                f"input node {node!r} has variable={variable!r}, but a number from 0 was expected."
-            )
+            raise ProgramError(f"input node {node!r} has variable={variable!r}, but a number from 0 was expected.")
         return
     if not children:
         raise ProgramError(f"{kind} node {node!r} has no children; give it some, or remove it.")
@@ -189,14 +180,10 @@ def _values(graph: nx.DiGraph, values: int | None) -> int:
     """K, and that every input node agrees with it."""
     inputs = [(node, data) for node, data in graph.nodes(data=True) if data["kind"] == "input"]
     tables = {
-        node: len(data.get("probs", data.get("logits")))
-        for node, data in inputs
-        if data.keys() & {"probs", "logits"}
+        node: len(data.get("probs", data.get("logits"))) for node, data in inputs if data.keys() & {"probs", "logits"}
     }
     if values is None:
-        values = max(
-            [*tables.values(), *(data["value"] + 1 for _, data in inputs if "value" in data)], default=0
-        )
+        values = max([*tables.values(), *(data["value"] + 1 for _, data in inputs if "value" in data)], default=0)
     if values < 1:
         raise ProgramError("the input nodes do not tell how many values a variable takes; pass values=K.")
     for node, data in inputs:
@@ -206,8 +193,7 @@ def _values(graph: nx.DiGraph, values: int | None) -> int:
             )
         if "value" in data and not 0 <= data["value"] < values:
             raise ProgramError(
-                f"input node {node!r} indicates the value {data['value']!r}, but values run from 0 to "
-                f"{values - 1}."
+                f"input node {node!r} indicates the value {data['value']!r}, but values run from 0 to {values - 1}."
             )
         if "probs" in data:
             probs = torch.as_tensor(data["probs"], dtype=torch.float64)
@@ -219,9 +205,7 @@ def _values(graph: nx.DiGraph, values: int | None) -> int:
     return values
 
 
-def _product_scope(
-    node: Hashable, children: list[Hashable], scopes: dict[Hashable, frozenset[int]]
-) -> frozenset[int]:
+def _product_scope(node: Hashable, children: list[Hashable], scopes: dict[Hashable, frozenset[int]]) -> frozenset[int]:
     scope: frozenset[int] = frozenset()
     for child in children:
         if shared := scope & scopes[child]:
@@ -235,9 +219,7 @@ def _product_scope(
     return scope
 
 
-def _sum_scope(
-    node: Hashable, children: list[Hashable], scopes: dict[Hashable, frozenset[int]]
-) -> frozenset[int]:
+def _sum_scope(node: Hashable, children: list[Hashable], scopes: dict[Hashable, frozenset[int]]) -> frozenset[int]:
     first = scopes[children[0]]
     for child in children[1:]:
         if scopes[child] != first:

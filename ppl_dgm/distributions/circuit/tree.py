@@ -66,13 +66,9 @@ class TreePlan:
         while here:
             nodes, above = zip(*here)
             levels.append(Level(torch.tensor(nodes, device=device), torch.tensor(above, device=device)))
-            here = [
-                (child, position) for position, node in enumerate(nodes) for child in children.get(node, [])
-            ]
+            here = [(child, position) for position, node in enumerate(nodes) for child in children.get(node, [])]
         if sum(len(level.nodes) for level in levels) < len(parents):
-            raise ProgramError(
-                f"the parents {list(parents)} form a cycle, but a tree was expected; mark a root by -1."
-            )
+            raise ProgramError(f"the parents {list(parents)} form a cycle, but a tree was expected; mark a root by -1.")
         above_all = torch.tensor(parents, device=device)
         return cls(parents, tuple(levels), above_all.clamp(min=0), above_all < 0)
 
@@ -178,9 +174,7 @@ class Tree:
 
     def _evidence(self, x: Tensor, observed: Tensor) -> list[Tensor]:
         """Log weight of each value: 0 where possible, log 0 elsewhere; each level [n, nodes, K] float64."""
-        other = (x[..., None] != torch.arange(self.values, device=x.device)) & observed[
-            ..., None
-        ]  # [n, D, K]
+        other = (x[..., None] != torch.arange(self.values, device=x.device)) & observed[..., None]  # [n, D, K]
         zero = torch.zeros((), dtype=torch.float64, device=x.device)
         return [torch.where(other[:, level.nodes], FLOOR, zero) for level in self.plan.levels]
 
@@ -232,9 +226,7 @@ def tree_graph(parents: Sequence[int], log_conditionals: Tensor) -> nx.DiGraph:
     for d in range(variables):
         for j in range(values if parents[d] >= 0 else 1):
             graph.add_node(f"s{d}|{j}", kind="sum")
-            graph.add_edges_from(
-                (f"s{d}|{j}", f"p{d}={k}", {"weight": p}) for k, p in enumerate(probs[d][j]) if p > 0
-            )
+            graph.add_edges_from((f"s{d}|{j}", f"p{d}={k}", {"weight": p}) for k, p in enumerate(probs[d][j]) if p > 0)
         for k in range(values):
             graph.add_node(f"x{d}={k}", kind="input", variable=d, value=k)
             graph.add_node(f"p{d}={k}", kind="product")
