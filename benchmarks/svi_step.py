@@ -17,6 +17,7 @@ from statistics import median
 import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 import ppl_dgm as dgm
@@ -90,7 +91,7 @@ def plain_pyro(hidden: int, x: Tensor) -> Callable[[int], float]:
                 return run
 
             svi = pyro.infer.SVI(
-                registered(model), registered(guide), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO()
+                registered(model), registered(guide), PyroOptim(torch.optim.Adam, {"lr": 1e-3}), TraceMeanField_ELBO()
             )
             begun = time.perf_counter()
             for _ in range(count):
