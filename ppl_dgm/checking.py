@@ -258,6 +258,7 @@ def _describe(trace: Any, report: Report) -> None:
 
 
 def support_in_words(fn: Any) -> str:
+    """What a distribution's values are, e.g. "an integer from 0 to 16"; empty where it is not known."""
     try:
         return _words(fn.support)
     except (NotImplementedError, AttributeError):

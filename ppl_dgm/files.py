@@ -33,7 +33,9 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
-        raise FileError(f"{path} cannot be written ({error.strerror}); check the folder and the free space.") from error
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}); check the folder and the free space."
+        ) from error
     except BaseException:
         _remove(temporary)
         raise
@@ -61,7 +63,7 @@ def load_json(path: str | os.PathLike) -> Any:
         raise FileError(f"there is no file {path}; check the folder's name.") from None
     except OSError as error:
         raise FileError(
-            f"{path} cannot be read ({error.strerror}); check the folder's name and its permissions."
+            f"{path} cannot be read ({error.strerror or error}); check the folder's name and its permissions."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is not a whole JSON file ({error}); restore it or save the result again.") from None

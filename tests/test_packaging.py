@@ -82,7 +82,7 @@ def test_wheel_is_for_every_platform_and_offers_the_command(wheel: Path) -> None
 def test_metadata_states_the_ranges(metadata: Message) -> None:
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     always = {need.name: need.specifier for need in requirements if need.marker is None}
-    named = ["torch", "pyro-ppl", "arviz", "networkx", "matplotlib", "numpy", "pandas", "scikit-learn"]
+    named = ["torch", "pyro-ppl", "arviz", "networkx", "matplotlib", "numpy", "pandas", "scikit-learn", "scipy"]
     assert sorted(always) == sorted([*named, "safetensors", "typer", "rich"])
     assert always["torch"].contains("2.6.0") and not always["torch"].contains("2.5.1")
     assert always["arviz"].contains("0.20.0") and always["arviz"].contains("1.0.0")

@@ -279,14 +279,14 @@ class RealNVP(Program):
         score = Answer("exact", "change of variables")
         if self.values is not None:
             score = Answer("lower_bound", f"uniform dequantisation, {_DRAWS} draws", passes=_DRAWS, depth=1)
+        infer = Answer("unavailable", "nothing is latent; encode(v) is the exact inverse", None, None)
+        if self.values is not None:
+            infer = Answer("approximate", "v uniform in its cell; encode(v) is then exact")
         kind = "exact" if self.values is None else "lower_bound"
         return {
             "sample": Answer("exact", "one pass, v = f(z)"),
             "score": score,
-            "infer": Answer(
-                "exact",
-                "encode: z = f^-1(v)" if self.values is None else "encode: z = f^-1(v), given a point v of the cell",
-            ),
+            "infer": infer,
             "learn": Answer(kind, "gradient on log p" if self.values is None else "SVI on the dequantisation bound"),
         }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.data import Dataset, read, write
-from ppl_dgm.errors import DataError
+from ppl_dgm.errors import DataError, FileError
 
 ALL = (1.0, 0.0, 0.0)
 
@@ -182,7 +182,7 @@ def test_write_replaces_the_old_file_whole_or_not_at_all(tmp_path: Path, monkeyp
         raise OSError("the disk is full")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(FileError, match="disk is full"):
         write(tmp_path / "x.csv", torch.zeros(2, 2))
     assert (tmp_path / "x.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
