@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
+from ppl_dgm.models.latent.vae import DRAWS, variational_method
 from ppl_dgm.nn import Likelihood, mlp
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["TopDownVAE"]
 
-_DRAWS = 512  # importance-weighted draws of the default score
 _SHARED = "prior of z1"
 _CLIP = (-7.0, 2.0)  # of the log-variances that the posterior adds
 
@@ -141,30 +141,12 @@ class TopDownVAE(Program):
         return (d_mu1, d_log_s1.clamp(*_CLIP)), (d_mu2, d_log_s2.clamp(*_CLIP))
 
     def default_method(self, task: str) -> Any:
-        if task == "score":
-            from ppl_dgm.inference.importance import ImportanceWeighted
-
-            return ImportanceWeighted(draws=_DRAWS)
-        if task == "learn":
-            from ppl_dgm.inference.svi import SVI
-
-            # found on the validation split of the digits, as for VAE
-            return SVI(
-                elbo="mean_field",
-                epochs=120,
-                batch_size=32,
-                lr=2e-3,
-                schedule="cosine",
-                average=0.99,
-                patience=25,
-                kl_weight=lambda epoch: min(1.0, epoch / 70),
-            )
-        return None
+        return variational_method(task)
 
     def answers(self) -> dict[str, Answer]:
         return {
             "sample": Answer("exact", "ancestral sampling"),
-            "score": Answer("lower_bound", f"importance weighting, K = {_DRAWS}", passes=_DRAWS, depth=1),
+            "score": Answer("lower_bound", f"importance weighting, K = {DRAWS}", passes=DRAWS, depth=1),
             "infer": Answer("approximate", "amortised residual posterior, top-down"),
             "learn": Answer("lower_bound", "SVI on the evidence lower bound, analytic divergences"),
         }

@@ -11,9 +11,9 @@ from ppl_dgm.errors import ProgramError
 from ppl_dgm.nn import Likelihood, mlp
 from ppl_dgm.program import Answer, Program
 
-__all__ = ["VAE"]
+__all__ = ["DRAWS", "VAE", "variational_method"]
 
-_DRAWS = 512  # importance-weighted draws of the default score
+DRAWS = 512  # importance-weighted draws of the default score
 
 
 class VAE(Program):
@@ -93,30 +93,35 @@ class VAE(Program):
             return pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     def default_method(self, task: str) -> Any:
-        if task == "score":
-            from ppl_dgm.inference.importance import ImportanceWeighted
-
-            return ImportanceWeighted(draws=_DRAWS)
-        if task == "learn":
-            from ppl_dgm.inference.svi import SVI
-
-            # chosen on the validation split of the digits: averaged weights and a slow KL warm-up count
-            return SVI(
-                elbo="mean_field",
-                epochs=120,
-                batch_size=32,
-                lr=2e-3,
-                schedule="cosine",
-                average=0.99,
-                patience=25,
-                kl_weight=lambda epoch: min(1.0, epoch / 70),
-            )
-        return None
+        return variational_method(task)
 
     def answers(self) -> dict[str, Answer]:
         return {
             "sample": Answer("exact", "ancestral sampling"),
-            "score": Answer("lower_bound", f"importance weighting, K = {_DRAWS}", passes=_DRAWS, depth=1),
+            "score": Answer("lower_bound", f"importance weighting, K = {DRAWS}", passes=DRAWS, depth=1),
             "infer": Answer("approximate", "amortised Gaussian posterior (encoder)"),
             "learn": Answer("lower_bound", "SVI on the evidence lower bound"),
         }
+
+
+def variational_method(task: str) -> Any:
+    """The usual learner and score of programs with an amortised guide: the ELBO with a slow KL warm-up, importance weighting."""
+    if task == "score":
+        from ppl_dgm.inference.importance import ImportanceWeighted
+
+        return ImportanceWeighted(draws=DRAWS)
+    if task == "learn":
+        from ppl_dgm.inference.svi import SVI
+
+        # chosen on the validation split of the digits: averaged weights and a slow KL warm-up count
+        return SVI(
+            elbo="mean_field",
+            epochs=120,
+            batch_size=32,
+            lr=2e-3,
+            schedule="cosine",
+            average=0.99,
+            patience=25,
+            kl_weight=lambda epoch: min(1.0, epoch / 70),
+        )
+    return None
