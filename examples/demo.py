@@ -146,7 +146,7 @@ def page(header: tuple, lines: list[tuple], rows: list[dict[str, Any]], answers:
         note = f"<p>{html.escape(row['note'])}.</p>" if row["note"] else ""
         figures.append(f'<h2>{about}</h2>{note}<img src="{row["program"]}.png" alt="samples">{history}')
     style = (
-        "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+        "body{font:16px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
         "td,th{padding:.2em .8em;text-align:right}tr+tr{border-top:1px solid #ccc}"
         "td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}"
         "img{max-width:48%;vertical-align:top}h2{font-size:1.1em}"

@@ -1,6 +1,7 @@
 """Pictures: images in a grid, points in the plane, learning curves. Each returns a matplotlib Figure; none needs a display."""
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("nats per example")
     axes.legend(frameon=False)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(textwrap.fill(title, 70), fontsize=11)
     return figure
 
 
