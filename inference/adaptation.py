@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.inference.hamiltonian import Density, Metric, Point, metropolis, reasonable_steps, trajectory
 
-__all__ = ["DualAveraging", "Warmup", "descend", "fisher_metric", "stranded", "windows"]
+__all__ = ["Adaptation", "DualAveraging", "Warmup", "descend", "fisher_metric", "stranded", "windows"]
 
 _DENSE = 512  # coordinates up to which a metric of d^2 numbers is learned
 _KEPT = 20_000_000  # numbers kept of a window; of a longer one every second, third, ... draw
@@ -180,8 +181,53 @@ def stranded(value: Tensor, dim: int) -> Tensor:
     return ~(value > value.nan_to_num(nan=-torch.inf).max() - (20 + 10 * dim))
 
 
+class Adaptation:
+    """What a sampler learns in warm-up, and holds fixed afterwards; this one learns nothing.
+
+    Attributes:
+        step: the step size now.
+        metric: the metric now.
+        relocated: how often a stranded chain was put to the place of another one.
+    """
+
+    metric: Metric
+    relocated: int = 0
+
+    def __init__(self, step: float = 1.0) -> None:
+        self._step = step
+
+    @property
+    def step(self) -> float:
+        """The step size now."""
+        return self._step
+
+    def begin(self, density: Density, point: Point) -> Point:
+        """Before the first step; returns where the chains begin."""
+        self.metric = Metric.identity(density)
+        return point
+
+    def update(self, density: Density, point: Point, acceptance: float, t: int) -> tuple[Point, bool]:
+        """After step t (from 0) of warm-up: learn from where the chains are and how often they accepted.
+
+        Returns:
+            where the chains are now, and whether the metric is another.
+        """
+        return point, False
+
+    def finish(self) -> None:
+        """Warm-up is over."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that changes, as tensors and as what JSON can hold, for a checkpoint."""
+        return {"metric": self.metric.scale}, {"step": self._step, "relocated": self.relocated}
+
+    def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.metric, self._step, self.relocated = Metric(tensors["metric"]), notes["step"], notes["relocated"]
+
+
 @dataclass
-class Warmup:
+class Warmup(Adaptation):
     """The course of warm-up: windows for the metric, and dual averaging of the step size throughout.
 
     Arguments:
@@ -273,6 +319,20 @@ class Warmup:
         """Settle on the averaged step size."""
         if self.fixed_step is None:
             self.averaging.step = self.averaging.average
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"metric": self.metric.scale}
+        for name, window in (("z", self._z), ("gradients", self._gradients)):
+            if window:
+                tensors[name] = torch.stack(window)
+        return tensors, {"averaging": vars(self.averaging), "relocated": self.relocated}
+
+    def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        self.metric, self.relocated = Metric(tensors["metric"]), notes["relocated"]
+        self.averaging = DualAveraging(**notes["averaging"])
+        self._z, self._gradients = (
+            list(tensors[name].unbind(0)) if name in tensors else [] for name in ("z", "gradients")
+        )
 
     @staticmethod
     def wants_dense(metric: str, dim: int) -> bool:

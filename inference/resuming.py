@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ppl_dgm.errors import FileError
 from ppl_dgm.files import load_tensors, save_tensors
-from ppl_dgm.inference.adaptation import DualAveraging, Warmup
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.adaptation import Adaptation
+from ppl_dgm.inference.hamiltonian import Point
 
 if TYPE_CHECKING:
     from ppl_dgm.inference.sampling import Run
@@ -22,12 +22,13 @@ _FREE = ("checkpoint", "draws")  # options that may differ: a run can be resumed
 
 def write_run(path: str | Path, sampler: Any, density: Any, run: "Run") -> None:
     """Everything that the rest of the run depends on, the random state included, in one safetensors file."""
-    warmup = run.warmup
     tensors = {f"point/{name}": value for name, value in vars(run.point).items()}
-    tensors["metric"] = warmup.metric.scale
-    for name, window in (("z", warmup._z), ("gradients", warmup._gradients), ("draws", run.draws)):
-        if window:
-            tensors[f"list/{name}"] = torch.stack(window)
+    learned, adaptation = run.warmup.state()
+    kernel = {name: getattr(run.kernel, name) for name in run.kernel.remembered}
+    tensors |= {f"adaptation/{name}": value for name, value in learned.items()}
+    tensors |= {f"kernel/{name}": value for name, value in kernel.items() if isinstance(value, Tensor)}
+    if run.draws:
+        tensors["draws"] = torch.stack(run.draws)
     numbers: dict[str, list[Any]] = {}
     for name in run.rows[0] if run.rows else ():
         column = [row[name] for row in run.rows]
@@ -39,20 +40,19 @@ def write_run(path: str | Path, sampler: Any, density: Any, run: "Run") -> None:
     if density.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(density.device)
     notes = {
-        "format": 1,
+        "format": 2,
         "run": _signature(sampler, density),
         "t": run.t,
         "numbers": numbers,
-        "averaging": vars(warmup.averaging),
-        "kernel": {name: getattr(run.kernel, name) for name in run.kernel.remembered},
+        "adaptation": adaptation,
+        "kernel": {name: value for name, value in kernel.items() if not isinstance(value, Tensor)},
         "seconds": [run.warmup_seconds, run.sampling_seconds],
-        "gradients": run.gradients,
-        "relocated": warmup.relocated,
+        "gradients": [run.gradients, run.warmup_gradients],
     }
     save_tensors(path, tensors, notes)
 
 
-def read_run(path: str | Path, sampler: Any, density: Any, warmup: Warmup) -> "Run":
+def read_run(path: str | Path, sampler: Any, density: Any, warmup: Adaptation) -> "Run":
     """The run that `write_run` wrote, with torch's random state as it was then.
 
     Raises:
@@ -61,37 +61,36 @@ def read_run(path: str | Path, sampler: Any, density: Any, warmup: Warmup) -> "R
     from ppl_dgm.inference.sampling import Run
 
     tensors, notes = load_tensors(path)
-    if not isinstance(notes, dict) or "averaging" not in notes or "run" not in notes:
+    if not isinstance(notes, dict) or "adaptation" not in notes or "run" not in notes:
         raise FileError(f"{path} is no checkpoint of a sampler; give another file for checkpoint=.")
     _compare(path, notes["run"], _signature(sampler, density))
     device = density.device
-    # copies, since sums depend on how memory is aligned, which a file does not keep
-    point = Point(*(tensors[f"point/{name}"].to(device).clone() for name in ("z", "value", "gradient")))
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        # copies, since sums depend on how memory is aligned, which a file does not keep
+        found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        return {name: value.to(device).clone() for name, value in found.items()}
+
+    point = Point(**group("point/"))
     _check_density(path, density, point)
-    warmup.metric = Metric(tensors["metric"].to(device).clone())
-    warmup.relocated = notes["relocated"]
-    warmup.averaging = DualAveraging(**notes["averaging"])
-    lists = {
-        name: list(tensors[f"list/{name}"].to(device).unbind(0)) if f"list/{name}" in tensors else []
-        for name in ("z", "gradients", "draws")
-    }
-    warmup._z, warmup._gradients = lists["z"], lists["gradients"]
+    warmup.restore(group("adaptation/"), notes["adaptation"])
+    draws = list(tensors["draws"].to(device).unbind(0)) if "draws" in tensors else []
     columns = {
         name.removeprefix("stats/"): value.to(device).unbind(0)
         for name, value in tensors.items()
         if name.startswith("stats/")
     }
     columns |= notes["numbers"]
-    rows = [{name: column[i] for name, column in columns.items()} for i in range(len(lists["draws"]))]
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(len(draws))]
     kernel = sampler.kernel()
-    for name in kernel.remembered:
-        setattr(kernel, name, notes["kernel"][name])
+    for name, value in {**notes["kernel"], **group("kernel/")}.items():
+        setattr(kernel, name, value)
     torch.set_rng_state(tensors["random/cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random/cuda"], device)
-    run = Run(point, warmup, kernel, notes["t"], lists["draws"][: sampler.draws], rows[: sampler.draws])
+    run = Run(point, warmup, kernel, notes["t"], draws[: sampler.draws], rows[: sampler.draws])
     run.warmup_seconds, run.sampling_seconds = notes["seconds"]
-    run.gradients = notes["gradients"]
+    run.gradients, run.warmup_gradients = notes["gradients"]
     return run
 
 

@@ -4,20 +4,20 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError
-from ppl_dgm.inference.adaptation import Warmup
+from ppl_dgm.inference.adaptation import Adaptation, Warmup
 from ppl_dgm.inference.hamiltonian import Density, Metric, Point
 from ppl_dgm.inference.resuming import read_run, write_run
 from ppl_dgm.progress import progress
 from ppl_dgm.results import Cost, Posterior
 
-__all__ = ["Drawn", "HamiltonianSampler", "Kernel", "Run"]
+__all__ = ["ChainSampler", "Drawn", "HamiltonianSampler", "Kernel", "Run"]
 
 METRICS = ("auto", "dense", "diagonal")
 CHECKPOINT_SECONDS = 10.0  # at least so long between two checkpoints
@@ -42,7 +42,8 @@ class Drawn:
 class Kernel:
     """How the chains take one step, and what it learns in warm-up besides step size and metric.
 
-    All that changes from step to step is a plain attribute named in `remembered`, so that a run can be resumed.
+    All that changes from step to step is an attribute named in `remembered` (a tensor, or what JSON can hold), so that
+    a run can be resumed.
     """
 
     name = ""
@@ -64,7 +65,7 @@ class Run:
     """All that changes while sampling; what a checkpoint holds."""
 
     point: Point
-    warmup: Warmup
+    warmup: Adaptation
     kernel: Kernel
     t: int
     draws: list[Tensor]
@@ -72,30 +73,30 @@ class Run:
     warmup_seconds: float = 0.0
     sampling_seconds: float = 0.0
     gradients: int = 0
+    warmup_gradients: int = 0
 
 
 @dataclass(frozen=True)
-class HamiltonianSampler:
-    """Options that HMC, NUTS and ChEES share; each adds its own, and its kernel."""
+class ChainSampler:
+    """Many chains at once on a LogDensity: the options that all share. A sampler adds its own, its kernel and its adaptation.
+
+    Attributes:
+        kind: what its draws converge to: "asymptotic" (the posterior), or "approximate" (something near it).
+    """
 
     chains: int = 4
     warmup: int = 500
     draws: int = 1000
-    target_accept: float = 0.8
-    metric: str = "auto"
-    step_size: float | None = None
     backend: str = "eager"
     dtype: torch.dtype | None = None
     checkpoint: str | Path | None = None
+    kind: ClassVar[str] = "asymptotic"
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
             ("chains", _is_count(self.chains, 1), "a whole number, at least 1"),
             ("warmup", _is_count(self.warmup, 0), "a whole number, at least 0"),
             ("draws", _is_count(self.draws, 1), "a whole number, at least 1"),
-            ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
-            ("metric", self.metric in METRICS, f"one of {', '.join(map(repr, METRICS))}"),
-            ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
             ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
             ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
         ):
@@ -108,6 +109,14 @@ class HamiltonianSampler:
     def kernel(self) -> Kernel:
         """A fresh kernel with these options."""
         raise NotImplementedError
+
+    def adaptation(self, density: Density) -> Adaptation:
+        """What warm-up is to learn of this density."""
+        raise NotImplementedError
+
+    def point(self, density: Density, z: Tensor) -> Point:
+        """The density at z, with its gradient; a sampler that needs none leaves that at zero."""
+        return Point.at(density, z)
 
     def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
         """Draw from the posterior; see `ppl_dgm.infer`.
@@ -131,6 +140,7 @@ class HamiltonianSampler:
             gradients=run.gradients,
             warmup_seconds=run.warmup_seconds,
             sampling_seconds=run.sampling_seconds,
+            warmup_gradients=run.warmup_gradients,
             path=density.path,
         )
         how = f"{run.kernel.name}, {self.chains} chain{'s' if self.chains > 1 else ''} of {self.warmup} + {self.draws}"
@@ -145,7 +155,7 @@ class HamiltonianSampler:
             stats=stacked(run.rows, self.chains),
             cost=cost,
             how=how,
-            kind="asymptotic",
+            kind=self.kind,
             program=program,
         )
 
@@ -167,6 +177,8 @@ class HamiltonianSampler:
                 while run.t < total:
                     self._advance(density, run, report)
                     run.gradients = getattr(density, "gradients", 0) - counted
+                    if run.t == self.warmup:
+                        run.warmup_gradients = run.gradients
                     if self.checkpoint is not None and (
                         run.t == total or time.perf_counter() - saved > CHECKPOINT_SECONDS
                     ):
@@ -177,15 +189,15 @@ class HamiltonianSampler:
     def _begin(self, density: Any, initial: Tensor | None) -> Run:
         """A new run, or the one that the checkpoint holds."""
         begun = time.perf_counter()
-        warmup = Warmup(self.warmup, self.target_accept, Warmup.wants_dense(self.metric, density.dim), self.step_size)
+        warmup = self.adaptation(density)
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             return read_run(self.checkpoint, self, density, warmup)
         z = density.initial(self.chains) if initial is None else initial
-        point = warmup.begin(density, Point.at(density, z))
+        point = warmup.begin(density, self.point(density, z))
         _check_rounding(point)
         run = Run(point, warmup, self.kernel(), 0, [], [])
         run.warmup_seconds = time.perf_counter() - begun
-        run.gradients = getattr(density, "gradients", 0)
+        run.gradients = run.warmup_gradients = getattr(density, "gradients", 0)
         return run
 
     def _advance(self, density: Any, run: Run, report: Any) -> None:
@@ -226,6 +238,28 @@ class HamiltonianSampler:
                 f"{run.kernel.name}: the step size fell to {run.warmup.step:.1g}, since hardly any step is accepted; "
                 "look for jumps in the density, use dtype=torch.float64, or rescale the program's sites."
             )
+
+
+@dataclass(frozen=True)
+class HamiltonianSampler(ChainSampler):
+    """Options of the samplers with a step size adapted to an acceptance, and a metric learned from all chains."""
+
+    target_accept: float = 0.8
+    metric: str = "auto"
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, good, wanted in (
+            ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
+            ("metric", self.metric in METRICS, f"one of {', '.join(map(repr, METRICS))}"),
+            ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
+        ):
+            self._require(name, good, wanted)
+
+    def adaptation(self, density: Density) -> Adaptation:
+        dense = Warmup.wants_dense(self.metric, density.dim)
+        return Warmup(self.warmup, self.target_accept, dense, self.step_size)
 
 
 def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:

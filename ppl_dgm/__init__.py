@@ -14,6 +14,7 @@ _NAMES = {
     "Structure": "graphical.structure", "structure": "graphical.structure",
     "Diagram": "diagrams.diagram", "diagram": "diagrams.diagram",
     "algorithm": "registry", "algorithms": "registry",
+    "calibrate": "inference.calibration", "compare": "inference.comparison", "Comparison": "inference.comparison",
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",
     "SVI": "inference.svi", "MaximumLikelihood": "inference.maximum_likelihood", "EM": "inference.em",
@@ -21,7 +22,12 @@ _NAMES = {
     "Denoising": "inference.denoising", "Exact": "inference.exact", "ELBO": "inference.elbo",
     "ImportanceWeighted": "inference.importance", "Importance": "inference.importance",
     "SimpleMonteCarlo": "inference.importance", "Amortised": "inference.amortised",
-    "HMC": "inference.hmc", "NUTS": "inference.nuts", "ChEES": "inference.chees",
+    "HMC": "inference.hmc", "NUTS": "inference.nuts", "ChEES": "inference.chees", "MALA": "inference.mala",
+    "RandomWalk": "inference.random_walk", "MEADS": "inference.meads", "MCLMC": "inference.mclmc",
+    "AdjustedMCLMC": "inference.adjusted_mclmc", "SGLD": "inference.stochastic_gradient",
+    "SGHMC": "inference.stochastic_gradient", "Gibbs": "inference.gibbs",
+    "ParallelTempering": "inference.parallel_tempering", "TemperedSMC": "inference.tempered_smc", "AIS": "inference.ais",
+    "Laplace": "inference.laplace", "Pathfinder": "inference.pathfinder", "SVGD": "inference.svgd",
     "PyroNUTS": "inference.pyro_mcmc", "PyroHMC": "inference.pyro_mcmc",
 }  # fmt: skip
 _MODULES = ("data", "distributions", "evaluate", "inference", "models", "nn", "plots")

@@ -103,6 +103,7 @@ class Cost:
         compile_seconds: the part spent recording or compiling graphs.
         gradients: evaluations of the gradient of the log density, summed over chains.
         warmup_seconds, sampling_seconds: the two phases of a sampler.
+        warmup_gradients: the part of `gradients` that warm-up took.
         path: which path ran: "recorded" (the pure tensor graph), "python" (Pyro's handlers at each step) or "closed form".
     """
 
@@ -112,6 +113,7 @@ class Cost:
     gradients: int = 0
     warmup_seconds: float = 0.0
     sampling_seconds: float = 0.0
+    warmup_gradients: int = 0
     path: str = "python"
 
     @classmethod
