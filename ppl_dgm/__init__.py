@@ -18,6 +18,7 @@ _NAMES = {
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",
     "SVI": "inference.svi", "MaximumLikelihood": "inference.maximum_likelihood", "EM": "inference.em",
+    "OnlineEM": "inference.online_em",
     "ClosedForm": "inference.closed_form", "ContrastiveDivergence": "inference.contrastive_divergence",
     "Denoising": "inference.denoising", "Exact": "inference.exact", "ELBO": "inference.elbo",
     "ImportanceWeighted": "inference.importance", "Importance": "inference.importance",

@@ -8,8 +8,8 @@ __all__ = ["progress"]
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Yields a function to call after each step, with the numbers to show: `report(objective=93.1)`."""
+def progress(label: str, total: int | None, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yields a function to call after each step, with the numbers to show: `report(objective=93.1)`; total None: unknown."""
     if not sys.stderr.isatty():
         yield lambda **numbers: None
         return

@@ -16,6 +16,7 @@ from ppl_dgm.program import Answer, Program
 from ppl_dgm.results import Score
 
 from .graph import GraphParameters, graph_from_json, graph_to_json
+from .regions import RegionParameters
 from .tree import TreeParameters
 
 __all__ = ["Circuit"]
@@ -33,11 +34,13 @@ class Circuit(Program):
     Arguments:
         observed: D variables.
         values: K, each takes the values 0 to K - 1.
-        structure: "chow-liu" (found in the data; a chain before that), "chain", "star", "independent", or a
-            graph as `from_graph` writes it.
+        structure: "chow-liu" (found in the data; a chain before that), "chain", "star", "independent"; "hclt", a
+            hidden Chow-Liu tree with `units` states for each variable; or a graph as `from_graph` writes it.
         pseudo_count: virtual observations in each row of a conditional table; None: the best on the
             validation split (`values` where there is none). For a graph: what EM adds to each node's
-            counts; None adds nothing.
+            counts; None adds nothing. For "hclt": the same; None adds K / 10.
+        units: states of each hidden variable of "hclt"; learning begins with few and splits them.
+        components: hidden Chow-Liu trees that are mixed, each started on one k-means cluster of the rows.
 
     Raises:
         ProgramError: an argument is out of range, or the graph is not a smooth and decomposable circuit.
@@ -52,17 +55,23 @@ class Circuit(Program):
         values: int = 17,
         structure: str | dict[str, Any] = "chow-liu",
         pseudo_count: float | None = None,
+        units: int = 32,
+        components: int = 1,
     ) -> None:
         super().__init__()
-        for name, number in (("observed", observed), ("values", values)):
+        sizes = (("observed", observed), ("values", values), ("units", units), ("components", components))
+        for name, number in sizes:
             if number < 1:
                 raise ProgramError(f"{name} is {number}, but a circuit needs at least 1.")
         if pseudo_count is not None and pseudo_count < 0:
             raise ProgramError(f"pseudo_count is {pseudo_count}, but a number from 0 was expected.")
         self.observed, self.values = observed, values
         self.support, self.allows_missing = constraints.integer_interval(0, values - 1), True
-        self.weights: TreeParameters | GraphParameters
-        if isinstance(structure, str):
+        self.weights: TreeParameters | GraphParameters | RegionParameters
+        if structure == "hclt":
+            added = values / 10 if pseudo_count is None else pseudo_count
+            self.weights = RegionParameters(observed, values, None, units, components, added)
+        elif isinstance(structure, str):
             self.weights = TreeParameters(observed, values, structure, pseudo_count)
         else:
             self.weights = GraphParameters(graph_from_json(structure), values, pseudo_count)
@@ -100,14 +109,15 @@ class Circuit(Program):
     # -- exact answers -----------------------------------------------------------------------------
 
     def default_method(self, task: str) -> Any:
-        """Trees are counted in closed form; graphs climb by EM."""
+        """Trees are counted in closed form; other circuits climb by EM."""
         if task == "learn":
-            return "em" if isinstance(self.weights, GraphParameters) else "closed-form"
+            names = {GraphParameters: "em", RegionParameters: "online-em", TreeParameters: "closed-form"}
+            return names[type(self.weights)]
         return None
 
     def answers(self) -> dict[str, Answer]:
         """All exact; a graph with several paths for one x is learned to a local optimum."""
-        if isinstance(self.weights, GraphParameters):
+        if not isinstance(self.weights, TreeParameters):
             learn = Answer("approximate", "EM: a local optimum", None, None)
         else:
             learn = Answer("exact", "counting", 1, 1)
@@ -217,14 +227,32 @@ class Circuit(Program):
         Returns:
             The mean log likelihood of the observed entries before the step, in nats.
         """
+        value, expected = self._expected(x)
+        self.weights.em_update(expected)
+        return value
+
+    def em_statistics(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Mean log likelihood of the observed entries in nats, and the expected counts of all weights per row."""
+        value, expected = self._expected(x)
+        return value, tuple(counts / len(x) for counts in expected)
+
+    def em_maximise(self, statistics: tuple[Tensor, ...], rows: int) -> None:
+        """The weights of greatest likelihood for counts per row, with the pseudo-counts of so many rows."""
+        self.weights.em_update(tuple(rows * counts for counts in statistics))
+
+    def grow(self, noise: float) -> bool:
+        """Split each hidden state in two; False where there are no more to be, or the circuit has none."""
+        return isinstance(self.weights, RegionParameters) and self.weights.grow(noise)
+
+    def _expected(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The mean log likelihood and the expected counts: its gradient with respect to the log weights, summed."""
         rows, seen = self._rows(x)
         with torch.enable_grad():
             circuit = self.weights.evaluator()
             tables = tuple(table.detach().requires_grad_() for table in circuit.tables)
             value = circuit.with_tables(*tables).log_evidence(rows, None if bool(seen.all()) else seen)
             expected = torch.autograd.grad(value.sum(), tables)
-        self.weights.em_update(expected)
-        return value.detach().mean()
+        return value.detach().mean(), expected
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.observed is not None and self.values is not None

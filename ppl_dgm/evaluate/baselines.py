@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,14 +199,42 @@ def maximum_spanning_tree(weights: Tensor) -> list[int]:
     Returns:
         Parent of each node, -1 at the root.
     """
-    table = weights.tolist()
-    complete: nx.Graph = nx.Graph()
-    complete.add_nodes_from(range(len(table)))
-    complete.add_weighted_edges_from((i, j, table[i][j]) for i in range(len(table)) for j in range(i))
-    tree = nx.maximum_spanning_tree(complete)
-    root = min(nx.center(tree))
-    above = dict(nx.bfs_predecessors(tree, root))
-    return [above.get(node, -1) for node in range(len(table))]
+    table = weights.double().cpu().numpy().copy()
+    count = len(table)
+    np.fill_diagonal(table, -np.inf)
+    above = np.zeros(count, dtype=int)  # Prim: the neighbour in the tree so far to which each node is nearest
+    best, outside = table[0].copy(), np.ones(count, dtype=bool)
+    outside[0] = False
+    tree: nx.Graph = nx.Graph()
+    tree.add_nodes_from(range(count))
+    for _ in range(count - 1):
+        node = int(np.where(outside, best, -np.inf).argmax())
+        if not outside[node]:  # every weight left is minus infinity
+            node = int(outside.argmax())
+        tree.add_edge(node, int(above[node]))
+        outside[node] = False
+        nearer = outside & (table[node] > best)
+        best[nearer], above[nearer] = table[node][nearer], node
+    predecessor = dict(nx.bfs_predecessors(tree, _centre(tree)))
+    return [predecessor.get(node, -1) for node in range(count)]
+
+
+def _centre(tree: nx.Graph) -> int:
+    """The node of a tree from which the farthest one is nearest (the lesser of two): peel off leaves until it is left."""
+    degree = dict(tree.degree())
+    rest, leaves = len(degree), [node for node, edges in degree.items() if edges <= 1]
+    while rest > 2:
+        rest -= len(leaves)
+        inner = []
+        for leaf in leaves:
+            degree[leaf] = 0
+            for node in tree[leaf]:
+                if degree[node] > 0:
+                    degree[node] -= 1
+                    if degree[node] == 1:
+                        inner.append(node)
+        leaves = inner
+    return min(leaves)
 
 
 def normalise(counts: Tensor) -> Tensor:

@@ -1,0 +1,226 @@
+"""The weights of a region circuit: how they start, what EM makes of counts, and how units are split in two."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.distributions.circuit.regions import RegionGraph, RegionPlan
+from ppl_dgm.distributions.circuit.tensorised import Tensorised
+from ppl_dgm.errors import ProgramError
+from ppl_dgm.evaluate.baselines import maximum_spanning_tree, mutual_information, normalise, pair_counts
+
+from .hidden_tree import hidden_tree_regions
+
+__all__ = ["RegionParameters"]
+
+_FIRST = 4  # units that learning begins with, before they are split
+_TREE_COUNT = 1.0  # virtual observations of each pair of variables when trees are found
+
+
+class RegionParameters(nn.Module):
+    """The leaves and sum weights of a region circuit with S units in each region.
+
+    A hidden Chow-Liu tree finds its trees in the data, one for each cluster of rows; other region graphs are given.
+    S and the trees travel with the weights, so that a file alone rebuilds the circuit.
+
+    Arguments:
+        variables, values: D and K.
+        graph: a region graph, or None for hidden Chow-Liu trees (chains before data are seen).
+        units: the most S may become.
+        components: hidden Chow-Liu trees that are mixed, each started on one cluster of rows.
+        pseudo_count: added to the expected counts of each sum unit (spread evenly) and each leaf unit (as the
+            variable's distribution in the data).
+    """
+
+    trees: Tensor
+    base: Tensor
+
+    def __init__(
+        self,
+        variables: int,
+        values: int,
+        graph: RegionGraph | None,
+        units: int,
+        components: int,
+        pseudo_count: float,
+    ) -> None:
+        super().__init__()
+        self.graph, self.values, self.most_units, self.pseudo_count = graph, values, units, pseudo_count
+        chain = torch.arange(-1, variables - 1).expand(0 if graph else components, -1)
+        self.register_buffer("trees", chain.clone())  # [C, D] the parent of each variable, -1 at roots
+        self.register_buffer("base", torch.full((variables, values), 1 / values))
+        self._compile()
+        self._reset(min(_FIRST, units))
+
+    @property
+    def units(self) -> int:
+        """S, now."""
+        return self.leaf_logits.shape[1]
+
+    def evaluator(self) -> Tensorised:
+        """The compiled circuit with the present parameters."""
+        weights = tuple(logits.log_softmax(-1) for logits in self.sum_logits)
+        return Tensorised(self._plan, self.leaf_logits.log_softmax(-1), weights)
+
+    # -- learning ----------------------------------------------------------------------------------
+
+    def fit_closed_form(self, train: Any, valid: Any) -> dict[str, Any]:
+        """
+        Raises:
+            ProgramError: always; there is no closed form where several paths explain one x.
+        """
+        raise ProgramError("a circuit of regions has no closed-form estimate; learn it with method='online-em'.")
+
+    @torch.no_grad()
+    def em_start(self, x: Tensor, observed: Tensor) -> None:
+        """Trees, and weights near the Chow-Liu trees' own; other graphs get random weights near the marginals."""
+        counts = pair_counts(x, observed, self.values)
+        self.base.copy_(normalise(counts.singles + 1 / self.values))
+        if self.graph is None:
+            labels = _clusters(x, observed, len(self.trees))
+            clusters = [(x[labels == c], observed[labels == c]) for c in range(len(self.trees))]
+            pairs = [pair_counts(*rows, self.values) for rows in clusters]
+            found = [maximum_spanning_tree(mutual_information(c, _TREE_COUNT)) for c in pairs]
+            self.trees.copy_(torch.tensor(found))
+            self._compile()
+        self._reset(min(_FIRST, self.most_units))
+        self._near_marginals()
+        if self.graph is None:
+            self._near_trees([c.pairs for c in pairs], [len(rows) for rows, _ in clusters])
+
+    @torch.no_grad()
+    def em_update(self, expected: tuple[Tensor, ...]) -> None:
+        """Leaves and weights from expected counts, with the pseudo-counts."""
+        leaves, *weights = expected
+        a = self.pseudo_count
+        prior = a * self.base[self._plan.leaf_variable][:, None]
+        self.leaf_logits.copy_(normalise(leaves + prior).log())
+        for logits, counts in zip(self.sum_logits, weights, strict=True):
+            logits.copy_(normalise(counts + a / counts.shape[-1]).log())
+
+    @torch.no_grad()
+    def grow(self, noise: float) -> bool:
+        """Split every unit in two, apart by log-normal noise; False, and no change, where they are enough."""
+        if 2 * self.units > self.most_units:
+            return False
+        leaves, weights = self.leaf_logits, list(self.sum_logits)
+        width = [group.products.shape[1] for group in self._plan.groups]
+        units = self.units
+        self._reset(2 * units)
+        self.leaf_logits.copy_(leaves.repeat_interleave(2, 1))
+        for new, old, products, group in zip(self.sum_logits, weights, width, self._plan.groups, strict=True):
+            split = old.unflatten(-1, (products, units)).repeat_interleave(2, -1).flatten(-2)
+            new.copy_(split if group.is_root else split.repeat_interleave(2, 1))
+        for logits in self.parameters():
+            logits += noise * torch.randn_like(logits)
+        return True
+
+    def _reset(self, units: int) -> None:
+        """Parameters of the right shapes, all even."""
+        device, dtype = self.base.device, self.base.dtype
+        leaves = torch.zeros(len(self._plan.leaf_variable), units, self.values, device=device, dtype=dtype)
+        self.leaf_logits = nn.Parameter(leaves)
+        shapes = [
+            (len(group.regions), 1 if group.is_root else units, group.products.shape[1] * units)
+            for group in self._plan.groups
+        ]
+        self.sum_logits = nn.ParameterList(torch.zeros(shape, device=device, dtype=dtype) for shape in shapes)
+
+    def _near_marginals(self) -> None:
+        """Leaves scattered about the variables' distributions, weights drawn evenly from the simplex."""
+        variable = self._plan.leaf_variable
+        noise = torch.empty_like(self.leaf_logits).exponential_()
+        self.leaf_logits.copy_((self.base[variable][:, None] * (0.1 + noise)).log())
+        for logits in self.sum_logits:
+            logits.copy_(torch.empty_like(logits).exponential_().log())
+
+    def _near_trees(self, pairs: list[Tensor], sizes: list[int]) -> None:
+        """Units that stand for values of their variable, with the Chow-Liu tree's conditionals between them.
+
+        With fewer units than values, neighbouring values share one; with more, a value has several.
+        """
+        units, dtype = self.units, self.base.dtype
+        edges = {}  # (component, variable) -> (group, place in it); sums come variable by variable, see hidden_tree_regions
+        place = {int(i): (g, f) for g, group in enumerate(self._plan.groups) for f, i in enumerate(group.regions)}
+        position = 0
+        for c, parents in enumerate(self.trees.tolist()):
+            children: list[list[int]] = [[] for _ in parents]
+            for d, above in enumerate(parents):
+                if above >= 0:
+                    children[above].append(d)
+            order = [parents.index(-1)]
+            for d in order:
+                order += children[d]
+            for d in reversed(order[1:]):
+                edges[c, d] = place[position]
+                position += 1
+        top = []
+        for c, table in enumerate(pairs):
+            singles = table.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1) + 0.5 * self.base  # [D, K]
+            share = self._shares(singles / singles.sum(-1, keepdim=True))  # [D, K, S]
+            rows = slice(c * len(singles), (c + 1) * len(singles))
+            emission = (singles[..., None] * share).transpose(1, 2)  # [D, S, K]
+            emission = normalise(emission) + 0.1 * self.base[:, None]
+            self.leaf_logits[rows] = (emission * torch.empty_like(emission).exponential_() ** 0.2).log().to(dtype)
+            for d, above in enumerate(self.trees[c].tolist()):
+                joint = table[above, d] if above >= 0 else singles[d].diag()
+                here = share[d].T @ (joint + 0.5 * self.base[d]) @ share[d] if above < 0 else None
+                if above < 0:
+                    assert here is not None
+                    top.append(sizes[c] * normalise(here.sum(0)))
+                    continue
+                moved = share[above].T @ (joint + 0.5 * self.base[d]) @ share[d] + 1e-3  # [S, S]
+                group, f = edges[c, d]
+                noisy = normalise(moved) * torch.empty_like(moved).exponential_() ** 0.2
+                self.sum_logits[group][f] = noisy.log().to(dtype)
+        self.sum_logits[-1][0, 0] = normalise(torch.cat(top) + 1e-3).log().to(dtype)
+
+    def _shares(self, probs: Tensor) -> Tensor:
+        """How much of each value each unit takes, [D, K] -> [D, K, S]; each value's shares sum to one."""
+        units, values = self.units, self.values
+        if units >= values:
+            unit = torch.arange(units, device=probs.device)
+            mine = (unit % values == torch.arange(values, device=probs.device)[:, None]).to(probs)  # [K, S]
+            return (mine / mine.sum(-1, keepdim=True)).expand(len(probs), -1, -1)
+        middle = probs.cumsum(-1) - probs / 2
+        return torch.nn.functional.one_hot((middle * units).long().clamp(0, units - 1), units).to(probs)
+
+    # -- structure ---------------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        graph = hidden_tree_regions(self.trees.tolist()) if self.graph is None else self.graph
+        self._plan = RegionPlan.build(graph, self.trees.device)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Trees and units as in the file; the sizes are then the file's."""
+        trees, leaves = state.get(prefix + "trees"), state.get(prefix + "leaf_logits")
+        if trees is not None and trees.shape == self.trees.shape:
+            self.trees.copy_(trees)
+            self._compile()
+            if leaves is not None:
+                self._reset(leaves.shape[1])
+        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "RegionParameters":
+        super()._apply(*args, **kwargs)
+        self._compile()
+        return self
+
+
+def _clusters(x: Tensor, observed: Tensor, count: int) -> Tensor:
+    """Which of `count` clusters each row belongs to, by k-means; no cluster is empty."""
+    if count == 1:
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
+    from sklearn.cluster import KMeans
+
+    if len(x) < count:
+        raise ProgramError(f"there are {len(x)} rows for {count} components; ask for fewer components.")
+    mean = (x * observed).sum(0) / observed.sum(0).clamp(min=1)
+    rows = torch.where(observed, x.double(), mean.double()).cpu().numpy()
+    seed = int(torch.randint(2**31 - 1, ()))
+    found = torch.as_tensor(KMeans(count, n_init=3, random_state=seed).fit_predict(rows), dtype=torch.long)
+    empty = [c for c in range(count) if not bool((found == c).any())]
+    for row, c in enumerate(empty):  # duplicates of few distinct rows
+        found[row] = c
+    return found.to(x.device)
