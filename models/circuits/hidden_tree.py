@@ -5,21 +5,22 @@ from ppl_dgm.distributions.circuit.regions import RegionGraph
 __all__ = ["hidden_tree_regions"]
 
 
-def hidden_tree_regions(trees: list[list[int]]) -> RegionGraph:
+def hidden_tree_regions(trees: list[list[int]]) -> tuple[RegionGraph, dict[tuple[int, int], int]]:
     """A hidden Chow-Liu tree: p(x) = sum_z prod_d p(z_d | z_parent(d)) p(x_d | z_d); a mixture of several.
 
     Arguments:
         trees: for each component the parent of each variable, -1 for the root.
 
     Returns:
-        Leaf c D + d is x_d in component c. Each variable but the root has the sum region p(. | z_parent); the
-        root of the region graph mixes the components and their roots' states.
+        The region graph: leaf c D + d is x_d in component c; each variable but the root has the sum region
+        p(. | z_parent); the root of the region graph mixes the components and their roots' states. And the
+        position of the sum region of each (component, variable).
 
     Source: A. Liu and G. Van den Broeck (2021), Tractable regularization of probabilistic circuits.
     """
     count, variables = len(trees), len(trees[0])
     sums: list[tuple[tuple[int, ...], ...]] = []
-    tops = []
+    tops, places = [], {}
     for c, parents in enumerate(trees):
         children: list[list[int]] = [[] for _ in parents]
         for d, above in enumerate(parents):
@@ -35,5 +36,6 @@ def hidden_tree_regions(trees: list[list[int]]) -> RegionGraph:
                 tops.append(product)
             else:
                 name[d] = count * variables + len(sums)
+                places[c, d] = len(sums)
                 sums.append((product,))
-    return RegionGraph(variables, tuple(range(variables)) * count, (*sums, tuple(tops)))
+    return RegionGraph(variables, tuple(range(variables)) * count, (*sums, tuple(tops))), places

@@ -75,19 +75,14 @@ class RegionParameters(nn.Module):
     @torch.no_grad()
     def em_start(self, x: Tensor, observed: Tensor) -> None:
         """Trees, and weights near the Chow-Liu trees' own; other graphs get random weights near the marginals."""
-        counts = pair_counts(x, observed, self.values)
-        self.base.copy_(normalise(counts.singles + 1 / self.values))
+        seen = torch.where(observed, x, self.values)  # missing entries count in a column of their own
+        hot = torch.stack([torch.bincount(column, minlength=self.values + 1) for column in seen.T])
+        self.base.copy_(normalise(hot[:, : self.values].double() + 1 / self.values))
         if self.graph is None:
-            labels = _clusters(x, observed, len(self.trees))
-            clusters = [(x[labels == c], observed[labels == c]) for c in range(len(self.trees))]
-            pairs = [pair_counts(*rows, self.values) for rows in clusters]
-            found = [maximum_spanning_tree(mutual_information(c, _TREE_COUNT)) for c in pairs]
-            self.trees.copy_(torch.tensor(found))
-            self._compile()
+            self._start_trees(x, observed)
+            return
         self._reset(min(_FIRST, self.most_units))
         self._near_marginals()
-        if self.graph is None:
-            self._near_trees([c.pairs for c in pairs], [len(rows) for rows, _ in clusters])
 
     @torch.no_grad()
     def em_update(self, expected: tuple[Tensor, ...]) -> None:
@@ -113,7 +108,7 @@ class RegionParameters(nn.Module):
             split = old.unflatten(-1, (products, units)).repeat_interleave(2, -1).flatten(-2)
             new.copy_(split if group.is_root else split.repeat_interleave(2, 1))
         for logits in self.parameters():
-            logits += noise * torch.randn_like(logits)
+            logits.add_(torch.randn_like(logits), alpha=noise)
         return True
 
     def _reset(self, units: int) -> None:
@@ -135,46 +130,37 @@ class RegionParameters(nn.Module):
         for logits in self.sum_logits:
             logits.copy_(torch.empty_like(logits).exponential_().log())
 
+    def _start_trees(self, x: Tensor, observed: Tensor) -> None:
+        """A Chow-Liu tree for each cluster of rows, and weights near theirs."""
+        labels = _clusters(x, observed, len(self.trees))
+        clusters = [(x[labels == c], observed[labels == c]) for c in range(len(self.trees))]
+        counts = [pair_counts(*rows, self.values) for rows in clusters]
+        found = [maximum_spanning_tree(mutual_information(c, _TREE_COUNT)) for c in counts]
+        self.trees.copy_(torch.tensor(found))
+        self._compile()
+        self._reset(min(_FIRST, self.most_units))
+        self._near_trees([c.pairs for c in counts], [len(rows) for rows, _ in clusters])
+
     def _near_trees(self, pairs: list[Tensor], sizes: list[int]) -> None:
         """Units that stand for values of their variable, with the Chow-Liu tree's conditionals between them.
 
         With fewer units than values, neighbouring values share one; with more, a value has several.
         """
-        units, dtype = self.units, self.base.dtype
-        edges = {}  # (component, variable) -> (group, place in it); sums come variable by variable, see hidden_tree_regions
         place = {int(i): (g, f) for g, group in enumerate(self._plan.groups) for f, i in enumerate(group.regions)}
-        position = 0
-        for c, parents in enumerate(self.trees.tolist()):
-            children: list[list[int]] = [[] for _ in parents]
-            for d, above in enumerate(parents):
-                if above >= 0:
-                    children[above].append(d)
-            order = [parents.index(-1)]
-            for d in order:
-                order += children[d]
-            for d in reversed(order[1:]):
-                edges[c, d] = place[position]
-                position += 1
-        top = []
-        for c, table in enumerate(pairs):
+        variables, tops = len(self.base), []
+        for c, (table, size) in enumerate(zip(pairs, sizes, strict=True)):
             singles = table.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1) + 0.5 * self.base  # [D, K]
             share = self._shares(singles / singles.sum(-1, keepdim=True))  # [D, K, S]
-            rows = slice(c * len(singles), (c + 1) * len(singles))
-            emission = (singles[..., None] * share).transpose(1, 2)  # [D, S, K]
-            emission = normalise(emission) + 0.1 * self.base[:, None]
-            self.leaf_logits[rows] = (emission * torch.empty_like(emission).exponential_() ** 0.2).log().to(dtype)
+            emission = normalise((singles[..., None] * share).transpose(1, 2)) + 0.1 * self.base[:, None]  # [D, S, K]
+            self.leaf_logits[c * variables : (c + 1) * variables] = _scattered(emission).log()
             for d, above in enumerate(self.trees[c].tolist()):
-                joint = table[above, d] if above >= 0 else singles[d].diag()
-                here = share[d].T @ (joint + 0.5 * self.base[d]) @ share[d] if above < 0 else None
                 if above < 0:
-                    assert here is not None
-                    top.append(sizes[c] * normalise(here.sum(0)))
+                    tops.append(size * normalise(singles[d] @ share[d]))
                     continue
-                moved = share[above].T @ (joint + 0.5 * self.base[d]) @ share[d] + 1e-3  # [S, S]
-                group, f = edges[c, d]
-                noisy = normalise(moved) * torch.empty_like(moved).exponential_() ** 0.2
-                self.sum_logits[group][f] = noisy.log().to(dtype)
-        self.sum_logits[-1][0, 0] = normalise(torch.cat(top) + 1e-3).log().to(dtype)
+                moved = share[above].T @ (table[above, d] + 0.5 * self.base[d]) @ share[d]  # [S, S]
+                group, f = place[self._places[c, d]]
+                self.sum_logits[group][f] = _scattered(normalise(moved + 1e-3)).log()
+        self.sum_logits[-1][0, 0] = normalise(torch.cat(tops) + 1e-3).log()
 
     def _shares(self, probs: Tensor) -> Tensor:
         """How much of each value each unit takes, [D, K] -> [D, K, S]; each value's shares sum to one."""
@@ -189,23 +175,32 @@ class RegionParameters(nn.Module):
     # -- structure ---------------------------------------------------------------------------------
 
     def _compile(self) -> None:
-        graph = hidden_tree_regions(self.trees.tolist()) if self.graph is None else self.graph
+        graph = self.graph
+        self._places: dict[tuple[int, int], int] = {}
+        if graph is None:
+            graph, self._places = hidden_tree_regions(self.trees.tolist())
         self._plan = RegionPlan.build(graph, self.trees.device)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Trees and units as in the file; the sizes are then the file's."""
+        state, prefix = args[:2]
         trees, leaves = state.get(prefix + "trees"), state.get(prefix + "leaf_logits")
         if trees is not None and trees.shape == self.trees.shape:
             self.trees.copy_(trees)
             self._compile()
             if leaves is not None:
                 self._reset(leaves.shape[1])
-        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "RegionParameters":
         super()._apply(*args, **kwargs)
         self._compile()
         return self
+
+
+def _scattered(probs: Tensor) -> Tensor:
+    """Each number multiplied by a random one near 1, so that equal units part."""
+    return probs * torch.empty_like(probs).exponential_() ** 0.2
 
 
 def _clusters(x: Tensor, observed: Tensor, count: int) -> Tensor:

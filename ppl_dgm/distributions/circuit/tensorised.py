@@ -46,7 +46,8 @@ class _Upward(torch.autograd.Function):
     def forward(ctx: Any, plan: RegionPlan, leaves: Tensor, *weights: Tensor) -> Tensor:
         products = leaves.new_zeros(plan.products, *leaves.shape[1:])
         products.index_add_(0, plan.leaf_target, leaves[plan.leaf_source])
-        saved = []
+        saved: list[Tensor] = []
+        log = leaves
         for group, weight in zip(plan.groups, weights, strict=True):
             scaled, largest = _scaled(products, group.products)
             value = torch.bmm(scaled, weight.transpose(1, 2))  # [F, n, S']
@@ -54,7 +55,7 @@ class _Upward(torch.autograd.Function):
             log = (value.log() + largest).clamp_(min=FLOOR)
             if not group.is_root:
                 products.index_add_(0, group.target, log[group.source])
-        ctx.plan, ctx.count = plan, plan.products
+        ctx.plan = plan
         ctx.save_for_backward(*weights, *saved)
         return log[0, :, 0]
 
