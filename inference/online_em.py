@@ -17,7 +17,7 @@ from ppl_dgm.results import Cost, Fit
 
 __all__ = ["OnlineEM"]
 
-_STALE = 3  # passes without gain that end a stage early
+_STALE = 6  # passes without gain that end a stage early
 
 
 @algorithm("online-em")

@@ -200,7 +200,7 @@ class RegionParameters(nn.Module):
 
 def _scattered(probs: Tensor) -> Tensor:
     """Each number multiplied by a random one near 1, so that equal units part."""
-    return probs * torch.empty_like(probs).exponential_() ** 0.2
+    return probs * torch.empty_like(probs).exponential_() ** 0.5
 
 
 def _clusters(x: Tensor, observed: Tensor, count: int) -> Tensor:
