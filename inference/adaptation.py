@@ -2,16 +2,31 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.inference.hamiltonian import Density, Metric, Point, metropolis, reasonable_steps, trajectory
+from ppl_dgm.inference.low_rank import geometric_mean_root, low_rank_metric, restored_metric
 
-__all__ = ["Adaptation", "DualAveraging", "Warmup", "descend", "fisher_metric", "stranded", "windows"]
+__all__ = [
+    "Adaptation",
+    "DualAveraging",
+    "Form",
+    "Warmup",
+    "descend",
+    "fisher_metric",
+    "metric_form",
+    "relocated",
+    "stranded",
+    "windows",
+]
 
 _DENSE = 512  # coordinates up to which a metric of d^2 numbers is learned
+_PLENTY = (
+    6  # points for each coordinate: noise (1 + sqrt(d / n))^2 in a dense metric is then below a low rank's cutoff of 2
+)
 _KEPT = 20_000_000  # numbers kept of a window; of a longer one every second, third, ... draw
 
 
@@ -67,7 +82,7 @@ class DualAveraging:
         return math.exp(self.log_average) if self.count else self.step
 
 
-def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
+def fisher_metric(z: Tensor, gradient: Tensor, dense: bool, low_rank: bool = False) -> Metric:
     """The metric that is nearest to the target in Fisher divergence, from points and the gradients there.
 
     The covariance estimate C solves C B C = A with A the covariance of the points and B that of the gradients:
@@ -79,7 +94,9 @@ def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
 
     Arguments:
         z, gradient: [n, d], pooled over chains.
-        dense: learn d^2 numbers; otherwise d.
+        dense: learn d^2 numbers, where there are more points than coordinates.
+        low_rank: learn a diagonal and some directions, otherwise d numbers. With both, a dense metric is learned from
+            six points or more for each coordinate: its noise is then below what a low rank leaves unexplained.
 
     Source: Seyboldt, Carlson and Carpenter (2026), arXiv 2603.18845; the dense form is theirs without the low rank.
     """
@@ -93,32 +110,24 @@ def fisher_metric(z: Tensor, gradient: Tensor, dense: bool) -> Metric:
     scale = (spread / slope).sqrt()
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
     shrink = (d / n) ** 3
-    if not dense or shrink >= 1:
+    dense = dense and (n >= _PLENTY * d if low_rank else shrink < 1)
+    if not dense and not low_rank:
         return Metric(scale.to(dtype))
     a, b = a / scale, b * scale
+    try:
+        metric = _dense_metric(scale, a, b, shrink) if dense else low_rank_metric(scale, a, b)
+    except torch.linalg.LinAlgError:
+        return Metric(scale.to(dtype))
+    return metric.to(dtype) if metric.finite else Metric(scale.to(dtype))
+
+
+def _dense_metric(scale: Tensor, a: Tensor, b: Tensor, shrink: float) -> Metric:
+    """The geometric mean of the draws' covariance and the inverse of the gradients', each shrunk to its diagonal."""
+    n = len(a)
     first, second = a.T @ a / n, b.T @ b / n
     for covariance in (first, second):
         covariance += shrink / (1 - shrink) * covariance.diagonal().clamp(min=1e-12).diag_embed()
-    try:
-        root = geometric_mean_root(first, second)
-    except torch.linalg.LinAlgError:
-        return Metric(scale.to(dtype))
-    return Metric((scale[:, None] * root).to(dtype)) if bool(root.isfinite().all()) else Metric(scale.to(dtype))
-
-
-def geometric_mean_root(a: Tensor, b: Tensor) -> Tensor:
-    """The symmetric square root of the matrix C with C b C = a, for positive definite a and b, [d, d]."""
-    values, vectors = torch.linalg.eigh(b)
-    values = values.clamp(min=values[-1] * 1e-14)
-    half = (vectors * values.sqrt()) @ vectors.T
-    inverse = (vectors * values.rsqrt()) @ vectors.T
-    mean = inverse @ _root(half @ a @ half) @ inverse
-    return _root((mean + mean.T) / 2)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp(min=values[-1] * 1e-14).sqrt()) @ vectors.T
+    return Metric(scale[:, None] * geometric_mean_root(first, second))
 
 
 def windows(warmup: int) -> list[int]:
@@ -181,6 +190,14 @@ def stranded(value: Tensor, dim: int) -> Tensor:
     return ~(value > value.nan_to_num(nan=-torch.inf).max() - (20 + 10 * dim))
 
 
+def relocated(point: Point, lost: Tensor) -> Point:
+    """The chains marked as `lost` [chain] put to the places of others, drawn at random."""
+    sound = (~lost).nonzero().flatten()
+    places = torch.arange(len(lost), device=lost.device)
+    places[lost] = sound[torch.randint(len(sound), (int(lost.sum()),), device=lost.device)]
+    return Point(point.z[places], point.value[places], point.gradient[places])
+
+
 class Adaptation:
     """What a sampler learns in warm-up, and holds fixed afterwards; this one learns nothing.
 
@@ -219,11 +236,11 @@ class Adaptation:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that changes, as tensors and as what JSON can hold, for a checkpoint."""
-        return {"metric": self.metric.scale}, {"step": self._step, "relocated": self.relocated}
+        return self.metric.tensors(), {"step": self._step, "relocated": self.relocated}
 
     def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.metric, self._step, self.relocated = Metric(tensors["metric"]), notes["step"], notes["relocated"]
+        self.metric, self._step, self.relocated = restored_metric(tensors), notes["step"], notes["relocated"]
 
 
 @dataclass
@@ -233,21 +250,28 @@ class Warmup(Adaptation):
     Arguments:
         length: steps of warm-up.
         target: mean acceptance.
-        dense: a dense metric, or a diagonal one.
+        dense: a dense metric, once there are more points than coordinates.
         fixed_step: a step size that stays as it is, or None.
+        low_rank: a diagonal and some directions where the metric is not dense, or a diagonal alone.
+        gamma: how slowly the step size follows its acceptance; a step size to which a single proposal responds sharply
+            swings to and fro at 0.05 when the mean over many chains has hardly any noise.
 
     Attributes:
         relocated: how often a stranded chain was put to the place of another one.
+        thinning: steps from one draw that is kept of this window to the next.
     """
 
     length: int
     target: float
     dense: bool
     fixed_step: float | None = None
+    low_rank: bool = False
+    gamma: float = 0.05
     ends: list[int] = field(default_factory=list)
     metric: Metric = field(init=False)
     averaging: DualAveraging = field(init=False)
     relocated: int = 0
+    thinning: int = 1
 
     def __post_init__(self) -> None:
         self.ends = windows(self.length)
@@ -258,7 +282,7 @@ class Warmup(Adaptation):
         """First metric and step size, from where the chains are after a short descent."""
         self.metric = Metric.identity(density)
         step = self.fixed_step or 0.1
-        self.averaging = DualAveraging(step, self.target)
+        self.averaging = DualAveraging(step, self.target, self.gamma)
         if self.length >= 10:
             point, seen = descend(density, point, 10)
             point = self._learn(point, [p.z for p in seen], [p.gradient for p in seen], move=False)
@@ -277,8 +301,8 @@ class Warmup(Adaptation):
             return point, False
         begun = max([0, *[end for end in self.ends if end <= t]])
         stop = min(end for end in self.ends if end > t)
-        thinning = 1 + 2 * point.z.numel() * (stop - begun) // _KEPT
-        if (t - begun) % thinning == 0:
+        self.thinning = 1 + 2 * point.z.numel() * (stop - begun) // _KEPT
+        if (t - begun) % self.thinning == 0:
             self._z.append(point.z)
             self._gradients.append(point.gradient)
         if t + 1 != stop:
@@ -295,13 +319,15 @@ class Warmup(Adaptation):
         sound = (~lost).nonzero().flatten()
         if count and len(sound) >= count:
             z, gradients = [rows[sound] for rows in z], [rows[sound] for rows in gradients]
-        self.metric = fisher_metric(torch.cat(z), torch.cat(gradients), self.dense)
+        self.metric = self.estimate(torch.cat(z), torch.cat(gradients))
         if not count or not move:
             return point
         self.relocated += count
-        places = torch.arange(len(lost), device=lost.device)
-        places[lost] = sound[torch.randint(len(sound), (count,), device=lost.device)]
-        return Point(point.z[places], point.value[places], point.gradient[places])
+        return relocated(point, lost)
+
+    def estimate(self, z: Tensor, gradient: Tensor) -> Metric:
+        """A metric from points and the gradients there, [n, d], of all chains in a window."""
+        return fisher_metric(z, gradient, self.dense, self.low_rank)
 
     def _restart(self, density: Density, point: Point) -> None:
         if self.fixed_step is not None:
@@ -321,20 +347,31 @@ class Warmup(Adaptation):
             self.averaging.step = self.averaging.average
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {"metric": self.metric.scale}
+        tensors = self.metric.tensors()
         for name, window in (("z", self._z), ("gradients", self._gradients)):
             if window:
                 tensors[name] = torch.stack(window)
         return tensors, {"averaging": vars(self.averaging), "relocated": self.relocated}
 
     def restore(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
-        self.metric, self.relocated = Metric(tensors["metric"]), notes["relocated"]
+        self.metric, self.relocated = restored_metric(tensors), notes["relocated"]
         self.averaging = DualAveraging(**notes["averaging"])
         self._z, self._gradients = (
             list(tensors[name].unbind(0)) if name in tensors else [] for name in ("z", "gradients")
         )
 
-    @staticmethod
-    def wants_dense(metric: str, dim: int) -> bool:
-        """Whether `metric`, one of "auto", "dense" and "diagonal", means a dense one for so many coordinates."""
-        return metric == "dense" or (metric == "auto" and dim <= _DENSE)
+
+class Form(TypedDict):
+    """What kind of metric a `Warmup` learns: its arguments of these names."""
+
+    dense: bool
+    low_rank: bool
+
+
+def metric_form(metric: str, dim: int) -> Form:
+    """What "auto", "dense", "low-rank" and "diagonal" mean for so many coordinates.
+
+    A dense metric costs d^2 numbers for each chain and step, a low rank k d: above 512 coordinates, "auto" is of low rank.
+    """
+    dense = metric == "dense" or (metric == "auto" and dim <= _DENSE)
+    return {"dense": dense, "low_rank": metric in ("auto", "low-rank")}

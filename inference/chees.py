@@ -85,7 +85,8 @@ class ChEES(HamiltonianSampler):
             effective draw than 0.8 and leaves fewer chains behind where the posterior is narrow.
         jitter: a trajectory's length is uniform on its mean * [1 - jitter, 1 + jitter].
         max_steps: leapfrog steps of a trajectory, at most.
-        warmup, draws, metric, step_size, backend, dtype, checkpoint: see `HMC`.
+        warmup, draws, metric, step_size: see `HMC`.
+        backend, dtype, checkpoint, superchains, radius, start: see `ChainSampler`.
 
     Statistics as for `HMC`.
 

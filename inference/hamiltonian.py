@@ -101,22 +101,43 @@ class Metric:
             self._inverse = torch.linalg.inv(self.scale.double()).T.to(self.scale.dtype).contiguous()
         return z @ self._inverse
 
+    def add_push(self, z: Tensor, r: Tensor, step: float) -> Tensor:
+        """z + step S r, in one pass over memory, [chain, d]."""
+        if self.dense:
+            return torch.addmm(z, r, self.transposed, alpha=step)
+        return torch.addcmul(z, r, self.scale, value=step)
+
+    def add_pull(self, r: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """r + step S^T gradient, in one pass over memory, [chain, d]."""
+        if self.dense:
+            return torch.addmm(r, gradient, self.scale, alpha=step)
+        return torch.addcmul(r, gradient, self.scale, value=step)
+
+    def to(self, dtype: torch.dtype) -> "Metric":
+        """The same in another number type."""
+        return Metric(self.scale.to(dtype))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number of it is finite."""
+        return all(bool(value.isfinite().all()) for value in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it; `restored_metric` makes it anew."""
+        return {"metric": self.scale}
+
 
 def kick(metric: Metric, r: Tensor, gradient: Tensor, step: Any) -> Tensor:
     """r + step S^T gradient; `step` is a number, or a tensor [chain, 1]."""
     if isinstance(step, float):
-        if metric.dense:
-            return torch.addmm(r, gradient, metric.scale, alpha=step)
-        return torch.addcmul(r, gradient, metric.scale, value=step)
+        return metric.add_pull(r, gradient, step)
     return torch.addcmul(r, metric.pull(gradient), step)
 
 
 def drift(metric: Metric, z: Tensor, r: Tensor, step: Any) -> Tensor:
     """z + step S r."""
     if isinstance(step, float):
-        if metric.dense:
-            return torch.addmm(z, r, metric.transposed, alpha=step)
-        return torch.addcmul(z, r, metric.scale, value=step)
+        return metric.add_push(z, r, step)
     return torch.addcmul(z, metric.push(r), step)
 
 

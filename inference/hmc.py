@@ -71,15 +71,15 @@ class HMC(HamiltonianSampler):
         warmup: steps that learn, thrown away.
         draws: draws kept of each chain.
         target_accept: mean acceptance that the step size is adapted to.
-        metric: "dense", "diagonal", or "auto": dense up to 512 coordinates.
+        metric: "dense", "low-rank" (a diagonal and the directions in which it is wrong, see `LowRankMetric`),
+            "diagonal", or "auto": dense up to 512 coordinates, once there are six points for each to learn it from, and
+            low-rank otherwise.
         step_size: fixes the step size instead of learning it.
         length: mean length of a trajectory, in the metric's coordinates, where every direction of the posterior
             has about unit scale: a quarter of a turn, pi / 2, gives independent draws of a Gaussian.
         jitter: a trajectory's length is uniform on length * [1 - jitter, 1 + jitter].
         max_steps: leapfrog steps of a trajectory, at most.
-        backend: "eager" replays the recorded graph; "inductor" compiles it.
-        dtype: float64 where the data is, else float32; give one to choose.
-        checkpoint: a file, written every ten seconds; a run that finds it there goes on from it, to the same draws.
+        backend, dtype, checkpoint, superchains, radius, start: see `ChainSampler`.
 
     Returns, in `Posterior.stats`, for each draw: `lp` (log density in the unconstrained space), `energy`
     (Hamiltonian after the momentum was drawn), `acceptance_rate`, `diverging` (energy error above 1000), `n_steps`

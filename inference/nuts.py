@@ -259,14 +259,15 @@ class NUTS(HamiltonianSampler):
         draws: draws kept of each chain.
         target_accept: mean acceptance over a trajectory that the step size is adapted to; nearer to 1 means smaller
             steps and fewer divergences.
-        metric: "dense", "diagonal", or "auto": dense up to 512 coordinates.
+        metric: "dense", "low-rank", "diagonal" or "auto", see `HMC`.
         step_size: fixes the step size instead of learning it.
         max_depth: a trajectory takes at most 2^max_depth - 1 steps.
-        backend, dtype, checkpoint: see `HMC`.
+        backend, dtype, checkpoint, superchains, radius, start: see `ChainSampler`.
 
     Returns, in `Posterior.stats`, for each draw: `lp` (log density in the unconstrained space), `energy` (Hamiltonian
     after the momentum was drawn), `acceptance_rate` (mean over the trajectory), `diverging` (energy error above
-    1000), `n_steps` (leapfrog steps), `tree_depth`, `reached_max_treedepth`, `step_size`.
+    1000), `n_steps` (leapfrog steps of that chain's own tree), `tree_depth`, `reached_max_treedepth`, `step_size`.
+    `Posterior.cost.gradients` counts the evaluations of waiting chains too.
 
     Source: Hoffman and Gelman (2014); Betancourt (2017); iterative form: Phan, Pradhan and Jankowiak (2019).
 

@@ -40,14 +40,14 @@ def write_run(path: str | Path, sampler: Any, density: Any, run: "Run") -> None:
     if density.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(density.device)
     notes = {
-        "format": 2,
+        "format": 3,
         "run": _signature(sampler, density),
         "t": run.t,
         "numbers": numbers,
         "adaptation": adaptation,
         "kernel": {name: value for name, value in kernel.items() if not isinstance(value, Tensor)},
         "seconds": [run.warmup_seconds, run.sampling_seconds],
-        "gradients": [run.gradients, run.warmup_gradients],
+        "gradients": [run.gradients, run.warmup_gradients, run.evaluations],
     }
     save_tensors(path, tensors, notes)
 
@@ -72,7 +72,7 @@ def read_run(path: str | Path, sampler: Any, density: Any, warmup: Adaptation) -
         return {name: value.to(device).clone() for name, value in found.items()}
 
     point = Point(**group("point/"))
-    _check_density(path, density, point)
+    _check_density(path, sampler, density, point)
     warmup.restore(group("adaptation/"), notes["adaptation"])
     draws = list(tensors["draws"].to(device).unbind(0)) if "draws" in tensors else []
     columns = {
@@ -90,7 +90,7 @@ def read_run(path: str | Path, sampler: Any, density: Any, warmup: Adaptation) -
         torch.cuda.set_rng_state(tensors["random/cuda"], device)
     run = Run(point, warmup, kernel, notes["t"], draws[: sampler.draws], rows[: sampler.draws])
     run.warmup_seconds, run.sampling_seconds = notes["seconds"]
-    run.gradients, run.warmup_gradients = notes["gradients"]
+    run.gradients, run.warmup_gradients, run.evaluations = notes["gradients"]
     return run
 
 
@@ -113,12 +113,13 @@ def _compare(path: str | Path, theirs: dict[str, Any], mine: dict[str, Any]) -> 
             )
 
 
-def _check_density(path: str | Path, density: Any, point: Point) -> None:
-    counted = getattr(density, "gradients", 0)
-    value, _ = density.value_and_grad(point.z)
-    density.gradient(point.z)  # the run that records a graph rounds otherwise than its replays: let it be this one
-    if hasattr(density, "gradients"):
-        density.gradients = counted
+def _check_density(path: str | Path, sampler: Any, density: Any, point: Point) -> None:
+    counted = {name: getattr(density, name) for name in ("gradients", "evaluations") if hasattr(density, name)}
+    value = sampler.point(density, point.z).value
+    if sampler.needs_gradient:
+        density.gradient(point.z)  # the run that records a graph rounds otherwise than its replays: let it be this one
+    for name, number in counted.items():
+        setattr(density, name, number)
     if not torch.allclose(value, point.value, rtol=1e-4, atol=1e-3):
         raise FileError(
             f"checkpoint {path} belongs to another program or other data (the log density at its points is another); "

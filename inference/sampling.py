@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError
-from ppl_dgm.inference.adaptation import Adaptation, Warmup
+from ppl_dgm.inference.adaptation import Adaptation, Warmup, metric_form
 from ppl_dgm.inference.hamiltonian import Density, Metric, Point
 from ppl_dgm.inference.resuming import read_run, write_run
+from ppl_dgm.inference.starting import Start, starting_points, superchain_of
 from ppl_dgm.progress import progress
 from ppl_dgm.results import Cost, Posterior
 
 __all__ = ["ChainSampler", "Drawn", "HamiltonianSampler", "Kernel", "Run"]
 
-METRICS = ("auto", "dense", "diagonal")
+METRICS = ("auto", "dense", "low-rank", "diagonal")
 CHECKPOINT_SECONDS = 10.0  # at least so long between two checkpoints
 _ROUNDING = 0.05  # nats by which rounding may blur an acceptance before a warning
 
@@ -74,14 +75,29 @@ class Run:
     sampling_seconds: float = 0.0
     gradients: int = 0
     warmup_gradients: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
 class ChainSampler:
     """Many chains at once on a LogDensity: the options that all share. A sampler adds its own, its kernel and its adaptation.
 
+    Arguments:
+        chains: chains that run at once.
+        warmup: steps that learn, thrown away.
+        draws: draws kept of each chain.
+        backend: "eager" replays the recorded graph; "inductor" compiles it.
+        dtype: float64 where the data is, else float32; give one to choose.
+        checkpoint: a file, written every ten seconds; a run that finds it there goes on from it, to the same draws.
+        superchains: groups of chains, each of which starts at one point; for the nested R-hat of many short chains,
+            which compares these groups. Each draw's group is the statistic `superchain`.
+        radius: starting points are uniform on [-radius, radius] in each unconstrained coordinate.
+        start: where to start instead: a `Posterior` (a draw at random for each chain), {site: value} with one value for
+            all chains or one for each, or points of R^d, [d] or [chain, d].
+
     Attributes:
         kind: what its draws converge to: "asymptotic" (the posterior), or "approximate" (something near it).
+        needs_gradient: whether the density must have one.
     """
 
     chains: int = 4
@@ -90,7 +106,11 @@ class ChainSampler:
     backend: str = "eager"
     dtype: torch.dtype | None = None
     checkpoint: str | Path | None = None
+    superchains: int | None = None
+    radius: float = 2.0
+    start: Start = None
     kind: ClassVar[str] = "asymptotic"
+    needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -99,8 +119,13 @@ class ChainSampler:
             ("draws", _is_count(self.draws, 1), "a whole number, at least 1"),
             ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
             ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
+            ("superchains", self._divides(self.superchains), f"a divisor of the {self.chains} chains, at least 2"),
+            ("radius", self.radius > 0, "positive"),
         ):
             self._require(name, good, wanted)
+
+    def _divides(self, groups: int | None) -> bool:
+        return groups is None or (_is_count(groups, 2) and self.chains % groups == 0)
 
     def _require(self, name: str, good: bool, wanted: str) -> None:
         if not good:
@@ -118,6 +143,14 @@ class ChainSampler:
         """The density at z, with its gradient; a sampler that needs none leaves that at zero."""
         return Point.at(density, z)
 
+    def density(self, program: Any, *args: Any, **kwargs: Any) -> Any:
+        """What is sampled: the program's log density, or an estimate of it."""
+        return LogDensity(program, *args, dtype=self.dtype, backend=self.backend, **kwargs)
+
+    def remark(self, density: Any, run: Run) -> str:
+        """What `Posterior.how` should say besides."""
+        return ""
+
     def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
         """Draw from the posterior; see `ppl_dgm.infer`.
 
@@ -127,10 +160,14 @@ class ChainSampler:
             FileError: `checkpoint` is damaged or belongs to another run.
         """
         begun = time.perf_counter()
-        density = LogDensity(program, *args, dtype=self.dtype, backend=self.backend, **kwargs)
+        density = self.density(program, *args, **kwargs)
         made = time.perf_counter() - begun
         with torch.no_grad():
             run = self.sample(density)
+            stats = stacked(run.rows, self.chains)
+            if self.superchains is not None:
+                group = superchain_of(self.chains, self.superchains).to(density.device)
+                stats["superchain"] = group[:, None].expand(-1, self.draws).contiguous()
             z = torch.stack(run.draws, 1)  # [chain, draw, d]
             draws, deterministic = density.constrain(z)
         cost = Cost(
@@ -138,21 +175,25 @@ class ChainSampler:
             seconds=time.perf_counter() - begun,
             compile_seconds=made + _recording_seconds(density),
             gradients=run.gradients,
+            evaluations=run.evaluations,
             warmup_seconds=run.warmup_seconds,
             sampling_seconds=run.sampling_seconds,
             warmup_gradients=run.warmup_gradients,
             path=density.path,
         )
         how = f"{run.kernel.name}, {self.chains} chain{'s' if self.chains > 1 else ''} of {self.warmup} + {self.draws}"
+        if self.superchains is not None:
+            how += f" in {self.superchains} superchains"
         if density.summed:
             how += f"; {_listed(density.summed)} summed out, so without draws"
+        how += self.remark(density, run)
         moved = run.warmup.relocated
         if moved:
             how += f"; {moved} time{'s' if moved > 1 else ''} in warm-up a chain was moved from where the density is negligible"
         return Posterior(
             draws,
             deterministic=deterministic,
-            stats=stacked(run.rows, self.chains),
+            stats=stats,
             cost=cost,
             how=how,
             kind=self.kind,
@@ -170,14 +211,16 @@ class ChainSampler:
             the run, with `draws` a list of positions [chain, d] and `rows` one dictionary of statistics per draw.
         """
         with torch.no_grad():
+            before = _counts(density)
             run = self._begin(density, initial)
-            saved, counted = time.perf_counter(), getattr(density, "gradients", 0) - run.gradients
-            total = self.warmup + self.draws
+            if run.t:  # a resumed run: what was counted then is in it
+                before = [now - then for now, then in zip(_counts(density), (run.gradients, run.evaluations))]
+            saved, total = time.perf_counter(), self.warmup + self.draws
             with progress(run.kernel.name, total, run.t) as report:
                 while run.t < total:
                     self._advance(density, run, report)
-                    run.gradients = getattr(density, "gradients", 0) - counted
-                    if run.t == self.warmup:
+                    run.gradients, run.evaluations = (n - m for n, m in zip(_counts(density), before))
+                    if run.t <= self.warmup:
                         run.warmup_gradients = run.gradients
                     if self.checkpoint is not None and (
                         run.t == total or time.perf_counter() - saved > CHECKPOINT_SECONDS
@@ -188,16 +231,16 @@ class ChainSampler:
 
     def _begin(self, density: Any, initial: Tensor | None) -> Run:
         """A new run, or the one that the checkpoint holds."""
-        begun = time.perf_counter()
+        begun, counted = time.perf_counter(), _counts(density)[0]
         warmup = self.adaptation(density)
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             return read_run(self.checkpoint, self, density, warmup)
-        z = density.initial(self.chains) if initial is None else initial
+        z = starting_points(self, density) if initial is None else initial
         point = warmup.begin(density, self.point(density, z))
         _check_rounding(point)
         run = Run(point, warmup, self.kernel(), 0, [], [])
         run.warmup_seconds = time.perf_counter() - begun
-        run.gradients = run.warmup_gradients = getattr(density, "gradients", 0)
+        run.gradients = run.warmup_gradients = _counts(density)[0] - counted
         return run
 
     def _advance(self, density: Any, run: Run, report: Any) -> None:
@@ -258,8 +301,8 @@ class HamiltonianSampler(ChainSampler):
             self._require(name, good, wanted)
 
     def adaptation(self, density: Density) -> Adaptation:
-        dense = Warmup.wants_dense(self.metric, density.dim)
-        return Warmup(self.warmup, self.target_accept, dense, self.step_size)
+        form = metric_form(self.metric, density.dim)
+        return Warmup(self.warmup, self.target_accept, fixed_step=self.step_size, **form)
 
 
 def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:
@@ -272,6 +315,11 @@ def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:
         else:
             table[name] = torch.tensor(values).expand(chains, -1).contiguous()
     return table
+
+
+def _counts(density: Any) -> list[int]:
+    """Evaluations so far: with gradients, and of the log density alone."""
+    return [getattr(density, "gradients", 0), getattr(density, "evaluations", 0)]
 
 
 def _listed(names: list[str]) -> str:

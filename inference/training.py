@@ -186,7 +186,10 @@ class GradientLearner:
         elif self.average:
             _swap(parameters, state.average)
         program.eval()
-        cost = Cost(state.steps, time.perf_counter() - begun, step.seconds, path=step.path)
+        passes = state.epoch * getattr(
+            self, "particles", 1
+        )  # a pass over the data is one gradient, in however many steps
+        cost = Cost(state.steps, time.perf_counter() - begun, step.seconds, gradients=passes, path=step.path)
         notes = {"best_epoch": state.best_epoch, "rows": total}
         return Fit(program, pd.DataFrame(state.rows), stopped, cost, self.aim, notes)
 

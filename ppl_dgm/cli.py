@@ -1,10 +1,6 @@
 """The command `ppl-dgm`: the four verbs on the zoo, and a run folder for what they give."""
 
 import dataclasses
-import importlib.util
-import inspect
-import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -12,6 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_arguments import (
+    Data,
+    Device,
+    Json,
+    Options,
+    Seed,
+    Split,
+    chosen_split,
+    constructor_arguments,
+    first_line,
+    load_run,
+    named_dataset,
+    named_program,
+    parse,
+    say,
+    small,
+)
+from .cli_compare import compare_command
 from .errors import DataError, DgmError, FileError, ProgramError
 
 app = typer.Typer(
@@ -21,16 +35,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 _INTERRUPTED = "interrupted; a learner with a checkpoint goes on when the same command is given again."
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
-Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda.")]
-Data = Annotated[
-    str | None, typer.Option(help="digits, moons, ..., mnist, nltcs, ..., or a .csv, .npy, .npz or .parquet file.")
-]
-Split = Annotated[str, typer.Option(help="train, valid or test.")]
-Options = Annotated[
-    list[str] | None, typer.Option("--set", help="Constructor argument, e.g. --set latent=8; may be repeated.")
-]
 
 
 @app.command()
@@ -43,11 +47,11 @@ def models(as_json: Json = False) -> None:
     rows = []
     for name in zoo.names():
         program = zoo.find(name)
-        answers = card(_small(program, {})).answers
+        answers = card(small(program, {})).answers
         rows.append(
             {
                 "model": name,
-                "summary": _first_line(program),
+                "summary": first_line(program),
                 **{task: a.kind.replace("_", " ") for task, a in answers.items()},
             }
         )
@@ -55,7 +59,7 @@ def models(as_json: Json = False) -> None:
         ("model", "sample", "score", "infer", "what it is"),
         [[r["model"], r["sample"], r["score"], r["infer"], r["summary"]] for r in rows],
     )
-    _say(rows, text, as_json)
+    say(rows, text, as_json)
 
 
 @app.command()
@@ -77,11 +81,11 @@ def learn(
 
     if (out / "config.json").exists() and not overwrite:
         raise FileError(f"{out} already holds a finished run; choose another --out, or pass --overwrite.")
-    dataset = _dataset(data, binarise)
+    dataset = named_dataset(data, binarise)
     program_class = dgm.models.find(model)
     with seeded(seed):  # initial weights
         program = program_class(
-            **_arguments(program_class, _parse(options), observed=dataset.observed, values=dataset.values)
+            **constructor_arguments(program_class, parse(options), observed=dataset.observed, values=dataset.values)
         )
     learner = _learner(program, method, epochs, out)
     about = {
@@ -110,7 +114,7 @@ def learn(
     best = fit.history.iloc[-1] if "valid" not in fit.history else fit.history.loc[fit.history["valid"].idxmin()]
     summary = {"out": str(out), "objective": fit.objective, "stopped": fit.stopped, **vars(fit.cost), **best.to_dict()}
     numbers = ", ".join(f"{k} {best[k]:.3f}" for k in ("objective", "valid") if k in best)
-    _say(
+    say(
         summary,
         f"{program.name}: {fit.stopped}; best epoch {best['epoch']:.0f}: {numbers} ({fit.objective}); {fit.cost.seconds:.1f} s; {out}",
         as_json,
@@ -127,8 +131,8 @@ def score(
     import ppl_dgm as dgm
     from ppl_dgm.files import load_json, save_json
 
-    program, dataset, name = _load(run, data)
-    result = dgm.score(program, _split(dataset, split), method=method, seed=seed, device=device)
+    program, dataset, name = load_run(run, data)
+    result = dgm.score(program, chosen_split(dataset, split), method=method, seed=seed, device=device)
     mean = result.mean()
     row = {
         "data": name,
@@ -142,7 +146,7 @@ def score(
     }
     scores = load_json(run / "scores.json") if (run / "scores.json").exists() else []
     save_json(run / "scores.json", [*scores, row])
-    _say(
+    say(
         row,
         f"{name} {split} ({len(result)} examples): {mean} nats per example{', ' + result.how if result.how else ''}",
         as_json,
@@ -160,7 +164,7 @@ def sample(
     import ppl_dgm as dgm
     from ppl_dgm import plots
 
-    program, dataset, name = _load(run, None)
+    program, dataset, name = load_run(run, None)
     x = dgm.sample(program, n, seed=seed, device=device)[program.site]
     figure = plots.picture(
         x, dataset.shape, dataset.values, f"{n} samples of {program.name} learned on {name}", dataset.test
@@ -174,7 +178,7 @@ def sample(
         raise DataError(
             f"samples with {x.shape[-1]} columns have no picture; give --out a name that ends in .csv or .npy."
         )
-    _say({"out": str(path), "n": n, "shape": list(x.shape)}, f"{n} samples: {path}", as_json)
+    say({"out": str(path), "n": n, "shape": list(x.shape)}, f"{n} samples: {path}", as_json)
 
 
 @app.command()
@@ -190,8 +194,8 @@ def infer(
 
     if rows < 1:
         raise DataError(f"--rows must be at least 1, but it is {rows}.")
-    program, dataset, name = _load(run, data)
-    x = _split(dataset, split)[:rows]
+    program, dataset, name = load_run(run, data)
+    x = chosen_split(dataset, split)[:rows]
     rows = len(x)
     posterior = dgm.infer(program, x, method=method, seed=seed, device=device)
     posterior.save(run)
@@ -203,7 +207,7 @@ def infer(
             shown = " ".join(f"{m:.2f}±{s:.2f}" for m, s in zip(mean[:6].tolist(), sd[:6].tolist(), strict=True))
             lines.append((site, i, shown + (" ..." if len(mean) > 6 else "")))
     text = f"{name} {split}, {posterior.kind}, {posterior.how}\n{table(('site', 'example', 'mean ± sd'), lines)}\ndraws: {run / 'posterior.safetensors'}"
-    _say({"kind": posterior.kind, "how": posterior.how, "posterior": records}, text, as_json)
+    say({"kind": posterior.kind, "how": posterior.how, "posterior": records}, text, as_json)
 
 
 @app.command("card")
@@ -214,9 +218,9 @@ def card_command(
     """What a program can answer, how exactly, and at what cost (measured, given data)."""
     from ppl_dgm.cards import card
 
-    program, args = _program(model, data, options)
+    program, args = named_program(model, data, options)
     result = card(program, *args)
-    _say({"program": result.program, "parameters": result.parameters, "tasks": result.rows()}, str(result), as_json)
+    say({"program": result.program, "parameters": result.parameters, "tasks": result.rows()}, str(result), as_json)
 
 
 @app.command("check")
@@ -227,9 +231,9 @@ def check_command(
     """Run a program once; list its sites, and say in words what is wrong. Exit status 1 if something is."""
     from ppl_dgm.checking import check
 
-    program, args = _program(model, data, options)
+    program, args = named_program(model, data, options)
     report = check(program, *args)
-    _say(dataclasses.asdict(report), str(report), as_json)
+    say(dataclasses.asdict(report), str(report), as_json)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -247,7 +251,7 @@ def diagram_command(
     """Draw a program as a plate diagram."""
     from ppl_dgm.diagrams.diagram import diagram
 
-    program, args = _program(model, data, options)
+    program, args = named_program(model, data, options)
     drawn = diagram(program, *args, guide=guide, distributions=distributions, orientation=orientation)
     path = drawn.save(out)
     record = {
@@ -256,65 +260,13 @@ def diagram_command(
         "edges": len(drawn.scene.edges),
         "plates": sorted({p.name for p in drawn.scene.plates}),
     }
-    _say(record, f"{drawn}: {path}", as_json)
+    say(record, f"{drawn}: {path}", as_json)
+
+
+app.command("compare")(compare_command)
 
 
 # -- details -----------------------------------------------------------------------------------------------------------
-
-
-def _say(record: Any, text: str, as_json: bool) -> None:
-    print(json.dumps(_finite(record), allow_nan=False) if as_json else text)
-
-
-def _finite(record: Any) -> Any:
-    """The record with null for what JSON has no number for."""
-    if isinstance(record, dict):
-        return {name: _finite(value) for name, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [_finite(value) for value in record]
-    return None if isinstance(record, float) and not math.isfinite(record) else record
-
-
-def _first_line(thing: Any) -> str:
-    """What its module says that it is."""
-    return (inspect.getdoc(inspect.getmodule(thing)) or "").split("\n")[0].rstrip(".").split(": ", 1)[-1]
-
-
-def _parse(options: list[str] | None) -> dict[str, Any]:
-    parsed = {}
-    for option in options or []:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ProgramError(f"--set {option}: expected name=value, e.g. --set latent=8.")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
-    return parsed
-
-
-def _arguments(program: Any, given: dict[str, Any], **from_data: Any) -> dict[str, Any]:
-    """Constructor arguments: what the user set, and what the data tell."""
-    known = inspect.signature(program).parameters
-    for name in given:
-        if name not in known:
-            raise ProgramError(f"--set {name}: {program.__name__} has no such argument; it has {', '.join(known)}.")
-    told = {name: value for name, value in from_data.items() if name in known and value is not None}
-    missing = [n for n, p in known.items() if p.default is p.empty and n not in told and n not in given]
-    if missing:
-        raise ProgramError(
-            f"{program.__name__} needs {missing[0]!r}, which the data do not tell; pass --set {missing[0]}=...."
-        )
-    return {**told, **given}
-
-
-def _small(program: Any, given: dict[str, Any]) -> Any:
-    """A program of some size, where there are no data to tell it; what it answers does not depend on it."""
-    known = inspect.signature(program).parameters
-    sizes = {n: 2 for n, p in known.items() if p.default is p.empty} | {
-        n: v for n, v in (("observed", 8), ("values", 4)) if n in known
-    }
-    return program(**_arguments(program, sizes | given))
 
 
 def _learner(program: Any, method: str | None, epochs: int | None, out: Path) -> Any:
@@ -330,77 +282,6 @@ def _learner(program: Any, method: str | None, epochs: int | None, out: Path) ->
             raise ProgramError(f"--epochs: {type(learner).__name__} learns in closed form and takes none.")
         changes[name] = epochs
     return dataclasses.replace(learner, **changes)
-
-
-def _dataset(name: str, binarise: float | None = None) -> Any:
-    from ppl_dgm import data
-
-    dataset = data.load(name)
-    if binarise is None:
-        return dataset
-    cut = {
-        split: (getattr(dataset, split) >= binarise).to(getattr(dataset, split).dtype)
-        for split in ("train", "valid", "test")
-    }
-    return dataclasses.replace(dataset, **cut, values=2)
-
-
-def _split(dataset: Any, split: str) -> Any:
-    if split not in ("train", "valid", "test"):
-        raise DataError(f"--split must be train, valid or test, not {split!r}.")
-    return getattr(dataset, split)
-
-
-def _load(run: Path, data: str | None) -> tuple[Any, Any, str]:
-    """A learned program, its data and their name, from a run folder."""
-    from ppl_dgm.data import check_observations
-    from ppl_dgm.files import load_json
-    from ppl_dgm.results import Fit
-
-    if not (run / "run.json").exists():
-        raise FileError(f"{run} is no run folder; make one with: ppl-dgm learn MODEL --data digits --out {run}.")
-    about = load_json(run / "run.json")
-    if not isinstance(about, dict) or not isinstance(about.get("data"), str):
-        raise FileError(f"{run / 'run.json'} does not name the data of a run; learn it again with ppl-dgm learn.")
-    name = data or about["data"]
-    program, dataset = Fit.load(run).program, _dataset(name, about.get("binarise"))
-    if data is not None:  # other data than those it was learned on
-        dataset = check_observations(dataset, observed=program.observed, support=program.support, site=program.site)
-    return program, dataset, name
-
-
-def _program(model: str, data: str | None, options: list[str] | None) -> tuple[Any, tuple]:
-    """What the argument names, a run folder, a file's function or a program of the zoo, and its arguments."""
-    import ppl_dgm.models as zoo
-
-    if (Path(model) / "run.json").exists():
-        program, dataset, _ = _load(Path(model), data)
-        return program, (dataset.test,)
-    dataset = _dataset(data) if data else None
-    args = () if dataset is None else (dataset.train,)
-    if ".py:" in model:
-        return _function(model), args
-    program = zoo.find(model)
-    if dataset is None:
-        return _small(program, _parse(options)), args
-    return program(**_arguments(program, _parse(options), observed=dataset.observed, values=dataset.values)), args
-
-
-def _function(place: str) -> Any:
-    """file.py:function, imported (which runs that file, as `python file.py` would)."""
-    path, _, name = place.rpartition(":")
-    if not Path(path).is_file():
-        raise FileError(f"there is no file {path}; give file.py:function.")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None:
-        raise FileError(f"{path} is no Python file; give file.py:function.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ProgramError(
-            f"{path} has no function {name!r}; it has {', '.join(k for k, v in vars(module).items() if callable(v))}."
-        )
-    return getattr(module, name)
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ class LogDensity:
         path: "recorded", or "python" where the program cannot be recorded.
         reason: why the route is not vmap or the path not recorded, else an empty string.
         gradients: gradient evaluations so far, chains times calls.
+        evaluations: evaluations of the log density without its gradient so far, chains times calls of `log_prob`.
 
     Raises:
         TaskUnavailable: no continuous latent site, a subsampled plate, a support without a bijection, a
@@ -94,6 +95,7 @@ class LogDensity:
         self.backend = backend
         self.path, self.reason = "recorded", ""
         self.gradients = 0
+        self.evaluations = 0
         self._args, self._kwargs = args, kwargs
         self._graphs: dict[str, Recorder] = {}
         self._known: set[tuple[int, Recorder]] = set()  # numbers of chains that have been recorded
@@ -121,6 +123,7 @@ class LogDensity:
         Returns:
             [chains] (or []), without gradient history.
         """
+        self.evaluations += 1 if z.dim() == 1 else len(z)
         return self._call("log_prob", self._batched("log_joint"), z)[0]
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,10 +250,16 @@ class LogDensity:
 
     # -- points ----------------------------------------------------------------------------------------------
 
-    def initial(self, chains: int, seed: int | None = None, radius: float = 2.0) -> Tensor:
+    def initial(self, chains: int, seed: int | None = None, radius: float = 2.0, gradient: bool = True) -> Tensor:
         """Dispersed starting points, uniform on [-radius, radius], each with finite density and gradient.
 
         A point without is drawn again, after every ten failures from half the radius.
+
+        Arguments:
+            chains: how many.
+            seed: repeats them; None draws from torch's own generator.
+            radius: of the cube, in unconstrained coordinates.
+            gradient: whether the gradient must be finite too, or is not even computed.
 
         Returns:
             z [chains, d].
@@ -265,15 +274,18 @@ class LogDensity:
                 if attempt:
                     fresh = self._uniform(chains, radius * 0.5 ** ((attempt - 1) // 10))
                     z = torch.where(good[:, None], z, fresh)
-                value, gradient = self.value_and_grad(z)
-                good = value.isfinite() & gradient.isfinite().all(1)
+                if gradient:
+                    value, slope = self.value_and_grad(z)
+                    good = value.isfinite() & slope.isfinite().all(1)
+                else:
+                    good = self.log_prob(z).isfinite()
                 if bool(good.all()):
                     return z
         bad = int((~good).nonzero()[0])
         with self._context():
             blamed = worst_site(self._joint, z[bad])
         raise NumericalError(
-            f"no starting point of {_TRIES} has a finite density and gradient in {self.program.name!r}: {blamed}."
+            f"no starting point of {_TRIES} has a finite density{' and gradient' if gradient else ''} in {self.program.name!r}: {blamed}."
         )
 
     def _uniform(self, chains: int, radius: float) -> Tensor:

@@ -232,3 +232,82 @@ def test_a_killed_run_goes_on_where_it_was(table, tmp_path):
     assert done >= 1 and not (broken / "config.json").exists()
     subprocess.run(command(broken, done + 2), check=True, stdout=subprocess.DEVNULL)
     assert list(dgm.Fit.load(broken).history["epoch"]) == list(range(1, done + 3))
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def schools(tmp_path_factory):
+    """A function of two arguments, and a file with them."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "mine.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def schools(y, sigma):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 5.0))\n"
+        "    tau = pyro.sample('tau', dist.HalfCauchy(5.0))\n"
+        "    with pyro.plate('schools', len(y)):\n"
+        "        t = pyro.sample('t', dist.Normal(0.0, 1.0))\n"
+        "        theta = pyro.deterministic('theta', mu + tau * t)\n"
+        "        pyro.sample('y', dist.Normal(theta, sigma), obs=y)\n"
+    )
+    y, sigma = [28.0, 8, -3, 7, -1, 1, 18, 12], [15.0, 10, 16, 11, 9, 11, 10, 18]
+    (folder / "data.json").write_text(json.dumps({"y": y, "sigma": sigma}))
+    return folder
+
+
+def test_compare_writes_a_table_a_file_and_a_figure(schools, tmp_path):
+    told = call_json(
+        "compare", f"{schools / 'mine.py'}:schools", "--args", schools / "data.json", "--reference", "eight_schools",
+        "--methods", "laplace", "importance,amortised", "--seeds", 1, "--out", tmp_path,
+    )  # fmt: skip
+    rows = {row["method"]: row for row in told["table"]}
+    assert set(rows) == {"laplace", "importance", "amortised"} and told["out"] == str(tmp_path)
+    assert rows["importance"]["failed"] and rows["importance"]["b2_x_max"] is None and rows["laplace"]["seeds"] == 1
+    assert rows["laplace"]["b2_square_max"] > 0 and rows["laplace"]["gradients"] > 0
+    assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert lines[0].startswith("method,") and len(lines) == 4
+    again = dgm.Comparison.load(tmp_path / "comparison.json")
+    assert list(again.table.index) == [row["method"] for row in told["table"]] and again.notes == told["notes"]
+    assert again.settings["sites"] == ["mu", "tau", "theta"]  # theta is deterministic here
+
+
+def test_compare_takes_a_target_by_name_and_a_budget(tmp_path):
+    text = call("compare", "beta-binomial", "--methods", "hmc", "--seeds", 1, "--budget", 300)
+    assert "300 gradients each" in text and "reference: closed form" in text and "hmc" in text
+
+
+def test_compare_fails_when_nothing_ran(schools):
+    out = call("compare", f"{schools / 'mine.py'}:schools", "--args", schools / "data.json", "--reference", "eight-schools",
+               "--methods", "importance", "--seeds", 1, status=1)  # fmt: skip
+    assert "importance gave no result" in out
+
+
+def test_compare_lists_targets_and_algorithms():
+    told = call_json("compare", "--list")
+    assert {"funnel", "eight-schools"} <= {row["target"] for row in told["targets"]} and "chees" in told["algorithms"]
+    assert all(row["summary"] for row in told["targets"])
+    assert "ill-conditioned-gaussian" in call("compare", "--list")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("funel",), "did you mean 'funnel'"),
+        (("nuts", "--methods", "chees"), "'nuts' is an algorithm"),
+        (("funnel", "--methods", "nutz"), "did you mean 'nuts'"),
+        ((), "compare needs a target"),
+        (("funnel", "--budget", 5, "--seconds", 1), "give one of them"),
+    ],
+)
+def test_compare_says_what_was_wrong(arguments, sentence):
+    result = RUNNER.invoke(app, ["compare", *map(str, arguments)])
+    assert result.exit_code != 0 and sentence in str(result.exception)
+
+
+def test_compare_reads_arguments_or_says_why_not(schools, tmp_path):
+    for content, sentence in (("[1]", "must hold a JSON object"), ('{"y": [1, [2]]}', "argument 'y' is no array")):
+        (tmp_path / "bad.json").write_text(content)
+        result = RUNNER.invoke(app, ["compare", f"{schools / 'mine.py'}:schools", "--args", str(tmp_path / "bad.json")])
+        assert sentence in str(result.exception)

@@ -36,8 +36,9 @@ class RBM(Program):
         sweeps: sweeps of block Gibbs sampling, from fair coin flips, before `sample` returns.
 
     Sites: `x` [D], `h` [M]. Score: exact where one side has at most 20 units (log Z is a sum over its
-    states), else unnormalised, -F(x). Posterior: exact. The values are log probabilities of bits: after grey
-    levels have been turned into bits they are not comparable with log probabilities of the grey levels.
+    states), else unnormalised, -F(x); with `method="ais"` an estimate at any size. Posterior: exact. The values
+    are log probabilities of bits: after grey levels have been turned into bits they are not comparable with log
+    probabilities of the grey levels.
 
     Raises:
         ProgramError: a size is not a positive whole number.
@@ -173,8 +174,13 @@ class RBM(Program):
         Z = sum_h exp(c' h) prod_i (1 + exp(b_i + W_i h)), or the same with the layers exchanged. Each term is
         computed in the parameters' type, their sum in float64.
         """
-        if self.states > 2**_ENUMERABLE:
-            return None
+        return None if self.states > 2**_ENUMERABLE else self._log_masses().logsumexp(0)
+
+    def _log_masses(self) -> Tensor:
+        """Of each state of the smaller side, the log of its unnormalised probability, [2^units], float64.
+
+        State k has the binary digits of k as its bits, the lowest first.
+        """
         layers: tuple[Tensor, Tensor, Tensor] = (self.weight, self.hidden_bias, self.bias)
         if self.weight.shape[0] < self.weight.shape[1]:
             layers = (self.weight.T, self.bias, self.hidden_bias)
@@ -186,8 +192,8 @@ class RBM(Program):
         for begin in range(0, self.states, size):
             number = torch.arange(begin, min(begin + size, self.states), device=small.device)
             bits = ((number[:, None] >> places) & 1).to(self.dtype)  # [states, small]
-            parts.append((bits @ small + softplus(large + bits @ weight.T).sum(-1)).double().logsumexp(0))
-        return torch.stack(parts).logsumexp(0)
+            parts.append((bits @ small + softplus(large + bits @ weight.T).sum(-1)).double())
+        return torch.cat(parts)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log p(x) = -F(x) - ln Z, [batch] nats, differentiable.
@@ -199,15 +205,17 @@ class RBM(Program):
         if log_z is None:
             raise TaskUnavailable(
                 f"log Z of an RBM with {self.observed} and {self.hidden} units is a sum of more than "
-                f"2^{_ENUMERABLE} terms; dgm.score gives -F(x), log p(x) up to a constant, and dgm.learn "
-                "works with method='contrastive-divergence'."
+                f"2^{_ENUMERABLE} terms; dgm.score gives -F(x), log p(x) up to a constant, or with method='ais' an "
+                "estimate, and dgm.learn works with method='contrastive-divergence'."
             )
         return (-self.free_energy(x).double() - log_z).to(self.dtype)
 
     def log_density(self, x: Tensor) -> Score:
         """Exact where ln Z can be summed, else -F(x), unnormalised."""
         if self.states > 2**_ENUMERABLE:
-            return Score(-self.free_energy(x), "unnormalised", how="-F(x); log Z is not known")
+            return Score(
+                -self.free_energy(x), "unnormalised", how="-F(x); log Z is not known: method='ais' estimates it"
+            )
         return Score(self.log_prob(x), "exact", how=f"log Z summed over {self.states} states")
 
     def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
@@ -220,6 +228,44 @@ class RBM(Program):
             flipped = softplus(field + change[:, None] * self.weight[i]).sum(-1)
             total = total - softplus(change * self.bias[i] + flipped - here)
         return total
+
+    # -- annealing -------------------------------------------------------------------------------------------
+
+    # What `dgm.AIS` asks of an undirected program: the path from independent units to this machine,
+    #
+    #     p_beta(x, h) = exp(b' x + beta (x' W h + c' h)) / Z_beta,        0 <= beta <= 1,
+    #
+    # whose start, the base-rate model with the visible biases, can be drawn from and has a known Z.
+
+    def tempered_start(self, n: int) -> Tensor:
+        """Exact draws of x at beta = 0, [n, D]."""
+        return torch.bernoulli(torch.sigmoid(self.bias).expand(n, -1))
+
+    def tempered_log_partition(self) -> Tensor:
+        """ln Z at beta = 0, sum_i softplus(b_i) + M ln 2, float64."""
+        return softplus(self.bias.double()).sum() + self.hidden * math.log(2)
+
+    def tempered_free_energy(self, x: Tensor, beta: float) -> Tensor:
+        """-ln sum_h exp(b' x + beta (x' W h + c' h)), [...] nats."""
+        return -x @ self.bias - softplus(beta * (self.hidden_bias + x @ self.weight)).sum(-1)
+
+    def tempered_gibbs(self, x: Tensor, beta: float) -> Tensor:
+        """h ~ p_beta(h | x), x ~ p_beta(x | h): reversible with respect to p_beta(x)."""
+        h = torch.bernoulli(torch.sigmoid(beta * (self.hidden_bias + x @ self.weight)))
+        return torch.bernoulli(torch.sigmoid(self.bias + beta * (h @ self.weight.T)))
+
+    def tempered_end(self, n: int) -> tuple[Tensor, bool]:
+        """Draws of x at beta = 1, [n, D], and whether they are exact.
+
+        Exact where the states of the smaller side can be listed, else the end of `sweeps` sweeps of Gibbs sampling.
+        """
+        if self.states > 2**_ENUMERABLE:
+            return self.simulate(n)["x"], False
+        number = torch.multinomial(self._log_masses().softmax(0), n, replacement=True)
+        bits = ((number[:, None] >> torch.arange(min(self.weight.shape), device=number.device)) & 1).to(self.dtype)
+        if self.weight.shape[0] < self.weight.shape[1]:
+            return bits, True
+        return torch.bernoulli(self.given_h(bits)), True
 
     # -- learning --------------------------------------------------------------------------------------------
 
@@ -237,11 +283,10 @@ class RBM(Program):
         return None
 
     def answers(self) -> dict[str, Answer]:
-        known = self.states <= 2**_ENUMERABLE
-        exact = Answer(
-            "exact",
-            f"free energy; log Z = sum of 2^{int(math.log2(self.states))} terms (of bits, not grey levels)",
-        )
+        score = Answer("unnormalised", "free energy; log Z is not known, and estimated by method='ais'")
+        if self.states <= 2**_ENUMERABLE:
+            terms = f"2^{int(math.log2(self.states))}"
+            score = Answer("exact", f"free energy; log Z = sum of {terms} terms (of bits, not grey levels)")
         return {
             "sample": Answer(
                 "asymptotic",
@@ -249,7 +294,7 @@ class RBM(Program):
                 2 * self.sweeps,
                 2 * self.sweeps,
             ),
-            "score": exact if known else Answer("unnormalised", "free energy; log Z is not known"),
+            "score": score,
             "infer": Answer("exact", "the hidden units are independent given x"),
             "learn": Answer("approximate", "contrastive divergence"),
         }

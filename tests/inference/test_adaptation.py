@@ -9,16 +9,16 @@ from torch import Tensor
 from oracles.densities import Handmade, gaussian
 from ppl_dgm.inference.adaptation import (
     DualAveraging,
-    Warmup,
     descend,
     fisher_metric,
-    geometric_mean_root,
+    metric_form,
     stranded,
     windows,
 )
 from ppl_dgm.inference.chees import ChEES
 from ppl_dgm.inference.hamiltonian import Metric, Point, reasonable_steps
 from ppl_dgm.inference.hmc import HMC
+from ppl_dgm.inference.low_rank import geometric_mean_root
 from ppl_dgm.inference.nuts import NUTS
 from ppl_dgm.inference.sampling import HamiltonianSampler
 
@@ -143,9 +143,20 @@ def test_a_metric_maps_there_and_back() -> None:
         torch.testing.assert_close((metric.push(r) * g).sum(1), (r * metric.pull(g)).sum(1))  # transposes
 
 
-def test_auto_is_dense_for_few_coordinates() -> None:
-    assert Warmup.wants_dense("auto", 512) and not Warmup.wants_dense("auto", 513)
-    assert Warmup.wants_dense("dense", 5000) and not Warmup.wants_dense("diagonal", 2)
+def test_auto_is_dense_for_few_coordinates_and_of_low_rank_for_many() -> None:
+    assert metric_form("auto", 512) == {"dense": True, "low_rank": True}
+    assert metric_form("auto", 513) == metric_form("low-rank", 2) == {"dense": False, "low_rank": True}
+    assert metric_form("dense", 5000) == {"dense": True, "low_rank": False}
+    assert metric_form("diagonal", 2) == {"dense": False, "low_rank": False}
+
+
+def test_a_dense_metric_waits_for_points_only_where_a_low_rank_is_at_hand() -> None:
+    density = gaussian(covariance(10))
+    z = torch.rand(80, 10, dtype=torch.float64)
+    for n, forms in ((40, (False, True)), (60, (True, True))):
+        gradient = density.gradient(z[:n])
+        found = [fisher_metric(z[:n], gradient, dense=True, low_rank=low).dense for low in (True, False)]
+        assert tuple(found) == forms
 
 
 # -- windows and chains --------------------------------------------------------------------------------------

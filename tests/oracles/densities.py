@@ -15,7 +15,7 @@ class Handmade:
 
     def __init__(self, function: Callable[[Tensor], Tensor], dim: int, dtype: torch.dtype = torch.float64) -> None:
         self.function, self.dim, self.dtype, self.device = function, dim, dtype, torch.device("cpu")
-        self.gradients = 0
+        self.gradients = self.evaluations = 0
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.gradients += len(z)
@@ -28,8 +28,12 @@ class Handmade:
     def gradient(self, z: Tensor) -> Tensor:
         return self.value_and_grad(z)[1]
 
-    def initial(self, chains: int) -> Tensor:
-        return 4 * torch.rand(chains, self.dim, dtype=self.dtype) - 2
+    def log_prob(self, z: Tensor) -> Tensor:
+        self.evaluations += len(z)
+        return self.function(z)
+
+    def initial(self, chains: int, seed: int | None = None, radius: float = 2.0, gradient: bool = True) -> Tensor:
+        return (2 * torch.rand(chains, self.dim, dtype=self.dtype) - 1) * radius
 
 
 def gaussian(covariance: Tensor, mean: float = 0.0) -> Handmade:
