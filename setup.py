@@ -11,5 +11,5 @@ setup(
         for package, folder in FOLDERS.items()
         for name in (package, *(f"{package}.{child}" for child in find_packages(folder)))
     ],
-    package_data={"ppl_dgm": ["py.typed"]},
+    package_data={"ppl_dgm": ["py.typed"], "ppl_dgm.inference.targets": ["references/*.json"]},
 )

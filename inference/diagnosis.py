@@ -1,49 +1,66 @@
 """What is wrong with a posterior, in sentences that say what to try."""
 
 import math
-import warnings
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from ppl_dgm.inference.chain_checks import has, listed, mixing, nested_r_hat, separate_modes, stuck, tails
+from ppl_dgm.inference.mode_search import unseen_modes
+from ppl_dgm.inference.psis import pareto_shape, reliable_k
 from ppl_dgm.results import Posterior
 
-__all__ = ["diagnose", "pareto_k"]
+__all__ = ["CHECKS", "Check", "diagnose", "nested_r_hat"]
 
-_R_HAT = 1.01
-_ESS_PER_CHAIN = 100
+_ESS = 100
 _BFMI = 0.3
-_NAMED = 3  # elements that a sentence names; the rest are counted
+_SHARE = 0.2  # of the chains whose energy may be low by chance
+_LOW_ACCEPTANCE = 0.2
+_LEFT_BEHIND = 0.1  # acceptance of a chain that hardly moves while the others do
+_SWAP = 0.05
+_ENERGY_VARIANCE = 0.05  # per dimension
+_WORSE = 2.0  # Stein discrepancy over that of independent draws
+
+Check = Callable[[Posterior], list[str]]
 
 
-def diagnose(posterior: Posterior) -> list[str]:
+def diagnose(posterior: Posterior, search: bool = True) -> list[str]:
     """Look for the known signs that draws do not stand for the posterior.
 
-    For draws of a sampler: NaN, chains that never move, rank-normalised split R-hat above 1.01, bulk or tail
-    effective sample size below 100 per chain, divergences, trajectories cut short, low energy fraction (BFMI
-    below 0.3). For weighted draws: the Pareto shape of the largest weights (above min(0.7, 1 - 1 / log10 S)
-    the average is dominated by draws not yet seen) and their effective sample size.
+    Of draws of a sampler: NaN; chains that never move; rank-normalised split R-hat above 1.01 (nested R-hat where the
+    statistic `superchain` says which chains started together); bulk or tail effective sample size below 100 per chain,
+    400 in all for four chains or more; chains in separate modes; tails so heavy that the mean may not exist; and, where
+    the program is known, modes that a search from widely dispersed points finds and no chain has visited. Of its
+    statistics: low energy fraction (BFMI), divergences, trajectories cut short, low acceptance, chains left behind,
+    temperatures that do not exchange, large energy errors of an unadjusted sampler. Of weighted draws and
+    approximations: the Pareto shape of the weights, their effective sample size, other modes, the Stein discrepancy.
+
+    Arguments:
+        search: look for unvisited modes, at the cost of at most a tenth of the gradients that the run took.
 
     Returns:
         One sentence for each finding, with the remedy; empty when nothing was found, which is no proof that
-        all is well.
+        all is well: what no chain and no climb has come near cannot be seen.
 
     Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021); Vehtari, Simpson, Gelman, Yao and Gabry
-    (2024); Betancourt (2017).
+    (2024); Betancourt (2017); Margossian et al. (2024).
     """
     found = _not_finite(posterior)
-    if found:
+    if found or not posterior.draws:
         return found
-    if posterior.log_weights is not None:
-        return _weights(posterior.log_weights)
-    if posterior.kind == "asymptotic":
-        found += _stuck(posterior) + _mixing(posterior)
-    return found + _energy(posterior.stats) + _divergences(posterior.stats) + _cut_short(posterior.stats)
+    found = [sentence for check in CHECKS for sentence in check(posterior)]
+    return found + (unseen_modes(posterior) if search and _chains(posterior) else [])
 
 
-# -- draws of chains -----------------------------------------------------------------------------------------
+def _of_chains(check: Check) -> Check:
+    """A check for the draws of a sampler alone."""
+    return lambda posterior: check(posterior) if posterior.log_weights is None and _chains(posterior) else []
+
+
+def _chains(posterior: Posterior) -> bool:
+    """Whether a sampler made the draws, one that converges or an unadjusted one: its chains must agree either way."""
+    return posterior.kind == "asymptotic" or "lp" in posterior.stats
 
 
 def _not_finite(posterior: Posterior) -> list[str]:
@@ -51,180 +68,223 @@ def _not_finite(posterior: Posterior) -> list[str]:
     if not bad:
         return []
     return [
-        f"{_listed(bad)} {_has(bad)} draws that are NaN; look for a site whose density is NaN with "
+        f"{listed(bad)} {has(bad)} draws that are NaN; look for a site whose density is NaN with "
         "dgm.check, and for divisions by zero."
     ]
-
-
-def _stuck(posterior: Posterior) -> list[str]:
-    stuck = []
-    for name, draws in posterior.draws.items():
-        if draws.shape[1] > 1:
-            still = (draws == draws[:, :1]).all(1)  # [chain, *shape]
-            stuck += [f"{_element(name, index[1:])} in chain {index[0]}" for index in still.nonzero().tolist()]
-    if not stuck:
-        return []
-    return [
-        f"The draws never move for {_listed(stuck)}; the step size is wrong or the start was stuck: use a "
-        "longer warmup or another seed."
-    ]
-
-
-def _mixing(posterior: Posterior) -> list[str]:
-    chains, draws = next(iter(posterior.draws.values())).shape[:2]
-    if draws < 4:
-        return [
-            f"There are only {draws} draws in each chain, too few for any diagnosis; ask for at least {_ESS_PER_CHAIN}."
-        ]
-    table = _table(posterior)
-    found = []
-    r_hat = table["r_hat"][table["r_hat"] > _R_HAT].sort_values(ascending=False)
-    if len(r_hat):
-        worst = [f"{name} ({value:.3f})" for name, value in r_hat.items()]
-        found.append(
-            f"The {'chains' if chains > 1 else 'halves of the chain'} disagree: rank-normalised R-hat "
-            f"exceeds {_R_HAT} for {_listed(worst)}; "
-            "use a longer warmup and more draws, and if it persists look for several modes or rewrite the "
-            "program (non-centred, "
-            "identified parameters)."
-        )
-    for column, what in (("ess_bulk", "centre"), ("ess_tail", "tails")):
-        short = table[column][table[column] < _ESS_PER_CHAIN * chains].sort_values()
-        if len(short):
-            worst = [f"{name} ({value:.0f})" for name, value in short.items()]
-            found.append(
-                f"Too few effective draws for the {what}: {column.replace('_', ' ')} is below "
-                f"{_ESS_PER_CHAIN * chains} "
-                f"({_ESS_PER_CHAIN} per chain) for {_listed(worst)}; take more draws, or rewrite the "
-                "program so that its sites are less "
-                "dependent."
-            )
-    return found
-
-
-def _table(posterior: Posterior) -> Any:
-    """ArviZ's rank R-hat, bulk and tail ESS, one row per element; those of constant elements are NaN and
-    never flagged.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # divisions by the zero variance of constant elements
-        return posterior.summary(kind="diagnostics", round_to="none").astype(float)
 
 
 # -- statistics of the sampler -------------------------------------------------------------------------------
 
 
-def _energy(stats: dict[str, Tensor]) -> list[str]:
-    if "energy" not in stats or stats["energy"].shape[1] < _ESS_PER_CHAIN // 2:
+def _energy(posterior: Posterior) -> list[str]:
+    """BFMI of each chain; where there are many, a few are low by chance."""
+    if "energy" not in posterior.stats or posterior.stats["energy"].shape[1] < _ESS // 2:
         return []  # the estimate of a short chain says nothing
-    energy = stats["energy"].double()  # [chain, draw]
+    energy = posterior.stats["energy"].double()  # [chain, draw]
     fraction = energy.diff(dim=1).square().mean(1) / energy.var(1)
     low = (fraction < _BFMI).nonzero().flatten().tolist()
-    if not low:
+    if len(low) < max(1.0, _SHARE * len(energy)):
         return []
     worst = [f"chain {chain} ({float(fraction[chain]):.2f})" for chain in low]
     return [
-        f"The energy changes too little from draw to draw: BFMI is below {_BFMI} in {_listed(worst)}, so "
-        "heavy tails or funnels are explored "
-        "slowly; use a non-centred parameterisation."
+        f"The energy changes too little from draw to draw: BFMI is below {_BFMI} in {listed(worst)}, so "
+        "heavy tails or funnels are explored slowly; use a non-centred parameterisation."
     ]
 
 
-def _divergences(stats: dict[str, Tensor]) -> list[str]:
-    if "diverging" not in stats:
-        return []
-    count, total = int(stats["diverging"].sum()), stats["diverging"].numel()
-    if not count:
+def _counted(posterior: Posterior, name: str) -> str | None:
+    """`3 of 4000 draws (0.1 %)`, or None where a flag is never set or not there."""
+    if name not in posterior.stats:
+        return None
+    flags = posterior.stats[name]
+    count, total = int(flags.sum()), flags.numel()
+    return f"{count} of {total} draws ({100 * count / total:.1f} %)" if count else None
+
+
+def _divergences(posterior: Posterior) -> list[str]:
+    some = _counted(posterior, "diverging")
+    if some is None:
         return []
     return [
-        f"{count} of {total} draws ({100 * count / total:.1f} %) ended in a divergence, so a region of high "
-        "curvature is missing from the draws; "
-        "use a non-centred parameterisation, or a target_accept nearer to 1 (0.95, say)."
+        f"{some} ended in a divergence, so a region of high curvature is missing from the draws; use a non-centred "
+        "parameterisation, or a target_accept nearer to 1 (0.95, say)."
     ]
 
 
-def _cut_short(stats: dict[str, Tensor]) -> list[str]:
-    if "reached_max_treedepth" not in stats:
-        return []
-    count, total = int(stats["reached_max_treedepth"].sum()), stats["reached_max_treedepth"].numel()
-    if not count:
-        return []
-    return [
-        f"{count} of {total} draws ({100 * count / total:.1f} %) used the longest trajectory allowed; the "
-        "draws are valid but costly: raise "
-        "max_tree_depth, scale the parameters alike, or use dense=True."
-    ]
-
-
-# -- weighted draws ------------------------------------------------------------------------------------------
-
-
-def _weights(log_weights: Tensor) -> list[str]:
-    table = log_weights.double().reshape(len(log_weights), -1)  # [draw, batch]
-    draws, batch = table.shape
-    where = "the weights" if log_weights.dim() == 1 else "the weights of {} of {} observations"
+def _cut_short(posterior: Posterior) -> list[str]:
     found = []
-    if not bool(table.isfinite().any(0).all()):
-        return [
-            "Every weight of some observation is zero; the guide proposes only points of no density: check its support."
-        ]
-    shape = torch.tensor([pareto_k(column) for column in table.T])
-    limit = min(0.7, 1 - 1 / math.log10(draws)) if draws > 10 else 0.0
-    heavy = shape > limit
-    if bool(heavy.any()):
+    some = _counted(posterior, "reached_max_treedepth")
+    if some is not None:
         found.append(
-            f"The largest of {where.format(int(heavy.sum()), batch)} have a heavy tail (Pareto k up to "
-            f"{float(shape.max()):.2f}, reliable below "
-            f"{limit:.2f}), so the average rests on draws not yet seen; use a guide nearer to the "
-            "posterior, or a sampler."
+            f"{some} used the longest trajectory allowed; the draws are valid but costly: raise max_tree_depth, scale "
+            "the parameters alike, or use dense=True."
         )
-    effective = 1 / torch.softmax(table, 0).square().sum(0)
-    few = effective < _ESS_PER_CHAIN
-    if bool(few.any()):
+    some = _counted(posterior, "reached_max_steps")
+    if some is not None and float(posterior.stats["reached_max_steps"].double().mean()) > _SHARE:
         found.append(
-            f"The effective sample size of {where.format(int(few.sum()), batch)} is down to "
-            f"{float(effective.min()):.1f} of {draws} draws; take "
-            "more draws, or learn a better guide first."
+            f"{some} took as many steps as max_steps allows, so that trajectories are shorter than wanted and draws "
+            "depend on one another; raise max_steps, or rewrite the program (heavy tails and funnels make steps small)."
         )
     return found
 
 
-def pareto_k(log_weights: Tensor) -> float:
-    """Shape k of the generalised Pareto distribution fitted to the largest weights.
-
-    Arguments:
-        log_weights: [draw] unnormalised, in nats.
-
-    Returns:
-        k; below 0.5 the weights have a finite variance, above 0.7 averages over them are unreliable. Infinite
-        with fewer than 25 draws, which have no tail to fit; minus infinity when all weights are equal.
-
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
-    """
-    count = len(log_weights)
-    tail = math.ceil(min(0.2 * count, 3 * math.sqrt(count)))
-    if tail < 5:
-        return math.inf
-    ordered = (log_weights.double() - log_weights.max()).exp().sort().values
-    excess = ordered[-tail:] - ordered[-tail - 1]
-    excess = excess[excess > 0]
-    if len(excess) < 5:
-        return -math.inf if float(ordered[-1] - ordered[0]) < 1e-9 or len(excess) == 0 else math.inf
-    k, _ = fit_generalized_pareto(excess.cpu())
-    return float((len(excess) * k + 5) / (len(excess) + 10))  # the weak prior of the source, towards 0.5
+def _acceptance(posterior: Posterior) -> list[str]:
+    """Overall, where a sampler aims at more (those that give an energy or count steps do), and chain by chain."""
+    rates = posterior.stats.get("acceptance_rate")
+    if rates is None or rates.shape[1] < 4:
+        return []
+    mean = rates.double().mean(1)  # [chain]
+    overall = float(mean.mean())
+    if overall < _LOW_ACCEPTANCE and "n_steps" in posterior.stats:
+        return [
+            f"Only {100 * overall:.0f} % of the proposals are accepted: the step size does not fit; use a longer warmup, "
+            "or give a smaller step_size."
+        ]
+    behind = (mean < _LEFT_BEHIND).nonzero().flatten().tolist()
+    if not behind or overall < 2 * _LEFT_BEHIND:
+        return []
+    which = [f"chain {chain} ({100 * float(mean[chain]):.0f} %)" for chain in behind]
+    return [
+        f"Nearly every proposal is rejected in {listed(which)} though not in the others: the step size is too large where "
+        "they are, in a narrow part of the posterior; use a target_accept nearer to 1, or rewrite the program."
+    ]
 
 
-# -- words ---------------------------------------------------------------------------------------------------
+def _left_low(posterior: Posterior) -> list[str]:
+    """Chains whose log density lies below everything that the others have visited."""
+    if "lp" not in posterior.stats or posterior.stats["lp"].shape[0] < 3 or posterior.stats["lp"].shape[1] < 4:
+        return []
+    lp = posterior.stats["lp"].double()
+    high, usual = lp.amax(1), lp.mean(1).median()
+    spread = lp.std(1).median()
+    low = (high < usual - 10 * spread.clamp(min=1.0)).nonzero().flatten().tolist()
+    if not low:
+        return []
+    which = [f"chain {chain} ({float(lp[chain].mean()):.4g})" for chain in low]
+    return [
+        f"The log density of {listed(which)} stays far below that of the other chains ({float(usual):.4g}): they hang in a "
+        "negligible mode or have not arrived; use a longer warmup or other starts, and do not average over them."
+    ]
 
 
-def _element(name: str, index: list[int]) -> str:
-    return name + (f"[{', '.join(map(str, index))}]" if index else "")
+def _swaps(posterior: Posterior) -> list[str]:
+    rates = posterior.stats.get("lowest_swap_rate", posterior.stats.get("swap_rate"))
+    if rates is None or float(rates.double().mean()) >= _SWAP:
+        return []
+    return [
+        f"Neighbouring temperatures hardly exchange their states (rate {float(rates.double().mean()):.3f}), so that the "
+        "hot chains do not help the cold one; use more temperatures, or a longer warmup."
+    ]
 
 
-def _listed(items: list[str]) -> str:
-    rest = len(items) - _NAMED
-    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _relocations(posterior: Posterior) -> list[str]:
+    moved = posterior.stats.get("relocated")
+    if moved is None or float((moved.amax(1) > 0).double().mean()) < _SHARE:
+        return []
+    count = int((moved.amax(1) > 0).sum())
+    return [
+        f"{count} of {len(moved)} chains were moved in warm-up from places of negligible density to those of others, so "
+        "that they are no independent starts; look for modes that the starts fell into."
+    ]
 
 
-def _has(items: list[str]) -> str:
-    return "has" if len(items) == 1 else "have"
+def _unadjusted(posterior: Posterior) -> list[str]:
+    variance = posterior.stats.get("energy_variance")
+    if variance is None or not float(variance.double().mean()) > _ENERGY_VARIANCE:
+        return []
+    return [
+        f"The sampler makes no Metropolis correction and its energy errors are large (variance "
+        f"{float(variance.double().mean()):.2g} per dimension), so that the draws are biased; use smaller steps, or "
+        "method='adjusted-mclmc' or 'nuts'."
+    ]
+
+
+def _ancestors(posterior: Posterior) -> list[str]:
+    ancestors = posterior.stats.get("ancestor")
+    if ancestors is None:
+        return []
+    fewest = min(len(row.unique()) for row in ancestors)
+    if fewest >= max(10, 0.02 * ancestors.shape[1]):
+        return []
+    return [
+        f"All {ancestors.shape[1]} particles of a run descend from {fewest} of those it began with, so that modes may have "
+        "died out; use more particles, or more moves at each temperature."
+    ]
+
+
+# -- weighted draws and approximations -----------------------------------------------------------------------
+
+
+def _weights(posterior: Posterior) -> list[str]:
+    log_weights = posterior.log_weights
+    told = posterior.stats.get("pareto_k")
+    if log_weights is None and told is None:
+        return []
+    found = []
+    draws = len(log_weights) if log_weights is not None else next(iter(posterior.draws.values())).shape[1]
+    if log_weights is not None and not bool(log_weights.isfinite().reshape(draws, -1).any(0).all()):
+        return [
+            "Every weight of some observation is zero; the guide proposes only points of no density: check its support."
+        ]
+    if told is not None:  # of the weights before they were smoothed
+        shape = told[0, 0].double().flatten().cpu()
+    else:
+        assert log_weights is not None
+        shape = pareto_shape(log_weights).double().flatten().cpu()
+    limit = reliable_k(draws)
+    if bool((shape > limit).any()):
+        what = _whose(int((shape > limit).sum()), len(shape))
+        found.append(
+            f"The largest of {what} have a heavy tail (Pareto k up to {float(shape.max()):.2f}, reliable below "
+            f"{limit:.2f}), so the approximation is too far from the posterior to be corrected by weights; use a guide "
+            "nearer to the posterior, or a sampler."
+        )
+    if log_weights is not None:
+        found += _few(log_weights.double().reshape(draws, -1))
+    return found
+
+
+def _few(log_weights: Tensor) -> list[str]:
+    effective = 1 / torch.softmax(log_weights, 0).square().sum(0)
+    few = effective < min(_ESS, len(log_weights))
+    if not bool(few.any()):
+        return []
+    return [
+        f"The effective sample size of {_whose(int(few.sum()), len(effective))} is down to {float(effective.min()):.1f} of "
+        f"{len(log_weights)} draws; take more draws, or learn a better guide first."
+    ]
+
+
+def _whose(count: int, batch: int) -> str:
+    return "the weights" if batch == 1 else f"the weights of {count} of {batch} observations"
+
+
+def _other_modes(posterior: Posterior) -> list[str]:
+    others = posterior.stats.get("other_modes")
+    count = 0 if others is None else int(others.max())
+    if not count:
+        return []
+    return [
+        f"The approximation describes one mode, and {count} more {'was' if count == 1 else 'were'} found; use "
+        "method='parallel-tempering' or 'tempered-smc'."
+    ]
+
+
+def _discrepancy(posterior: Posterior) -> list[str]:
+    if "ksd" not in posterior.stats or "ksd_independent" not in posterior.stats:
+        return []
+    ksd, independent = (float(posterior.stats[name].double().mean()) for name in ("ksd", "ksd_independent"))
+    if not ksd > _WORSE * independent or not math.isfinite(independent):
+        return []
+    return [
+        f"The particles fit the gradient of the density worse than as many independent draws would (Stein discrepancy "
+        f"{ksd:.2g} against {independent:.2g}); take more steps, or more particles."
+    ]
+
+
+# each looks at one thing; a new one is a function here
+CHECKS: tuple[Check, ...] = (
+    _of_chains(stuck), _of_chains(mixing), _of_chains(separate_modes), _left_low, _of_chains(tails),
+    _energy, _divergences, _cut_short, _acceptance, _swaps, _relocations, _unadjusted, _ancestors,
+    _weights, _other_modes, _discrepancy,
+)  # fmt: skip

@@ -21,11 +21,12 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ppl_dgm.densities.coordinates import is_coordinate
 from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.program import Program
 from ppl_dgm.tracing import data_dim, latent_sites
 
-__all__ = ["Enumeration"]
+__all__ = ["Enumeration", "not_summable"]
 
 _ENTRIES = 2**24  # entries of the factors of all draws that are made at once
 
@@ -104,15 +105,30 @@ class Enumeration:
         self.own: dict[str, int] = {}  # latent site -> the index of its own factor, log p(z | parents)
         self.symbols: dict[str, str] = {}
         for name, node in _random(trace).items():
-            log_factor = node["packed"]["unscaled_log_prob"]
             if name in self.latent:
                 self.own[name], self.symbols[name] = len(self.terms), node["infer"]["_enumerate_symbol"]
-            else:  # a masked observation counts nothing; a masked latent sums to one by itself
-                log_factor = packed.scale_and_mask(log_factor, mask=node["packed"]["mask"])
             plates = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node) if f.size > 1)
-            self.terms.append((plates, log_factor))
+            self.terms.append((plates, self._log_factor(name, node)))
+        self._check_plates(list(_random(trace)))
         self.sizes = {symbol: size for _, term in self.terms for symbol, size in zip(term._pyro_dims, term.shape)}
         self.sum_dims = set(self.symbols.values())
+
+    def _log_factor(self, name: str, node: Any) -> Any:
+        """A masked observation counts nothing; a masked latent sums to one by itself."""
+        log_factor = node["packed"]["unscaled_log_prob"]
+        return log_factor if name in self.latent else packed.scale_and_mask(log_factor, mask=node["packed"]["mask"])
+
+    def _check_plates(self, names: list[str]) -> None:
+        """A factor that joins the elements of a plate from outside of it is no product over that plate."""
+        for name, symbol in self.symbols.items():
+            own = self.terms[self.own[name]][0]
+            for factor, (plates, term) in zip(names, self.terms, strict=True):
+                if symbol in term._pyro_dims and not own <= plates:
+                    raise TaskUnavailable(
+                        f"site {factor!r} joins the elements of site {name!r}, which stand in a plate that it is not "
+                        f"in, so that they cannot be summed one by one; give each element of {name!r} a site of its "
+                        "own, or use method='gibbs'."
+                    )
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -148,6 +164,9 @@ class Enumeration:
             answer[name] = table / table.sum(-1, keepdim=True)
         return answer
 
+    def _fresh_symbol(self) -> str:
+        return next(s for s in map(opt_einsum.get_symbol, range(2**16)) if s not in self.symbol_to_dim)
+
     @torch.no_grad()
     def sample(self, draws: int) -> dict[str, Tensor]:
         """Joint draws z ~ p(z | x), {site: [draws, *batch, *event]}: sums forward, then draws backward."""
@@ -157,9 +176,7 @@ class Enumeration:
         return {name: torch.cat([part[name] for part in parts]) for name in self.latent}
 
     def _sample(self, draws: int) -> dict[str, Tensor]:
-        many = next(
-            s for s in map(opt_einsum.get_symbol, range(2**16)) if s not in self.symbol_to_dim
-        )  # the draws' own plate
+        many = self._fresh_symbol()  # the draws' own plate
         terms = []
         for plates, term in self.terms:
             copied = _packed(term.expand(draws, *term.shape), many + term._pyro_dims)
@@ -235,12 +252,7 @@ def _check(program: Program, trace: Any, nodes: dict[str, Any]) -> None:
         raise ProgramError(f"{program.name!r} has no sample sites, so it has no density; add pyro.sample statements.")
     for name, node in nodes.items():
         if not node["is_observed"] and not node["fn"].has_enumerate_support:
-            kind = "discrete, with a support that cannot be listed" if node["fn"].support.is_discrete else "continuous"
-            raise TaskUnavailable(
-                f"latent site {name!r} of {program.name!r} is {kind}, and the program knows no closed form, "
-                "so nothing can be summed; use method='pyro-nuts' for draws, dgm.SVI(guide='AutoNormal') for "
-                "a guide, or 'importance-weighted' with that guide for a bound."
-            )
+            raise not_summable(program.name, name, node["fn"])
         if not is_identically_one(scale := node["scale"]):
             size = float(torch.as_tensor(scale).max())
             raise TaskUnavailable(
@@ -248,6 +260,16 @@ def _check(program: Program, trace: Any, nodes: dict[str, Any]) -> None:
                 "is not that of the data given; run it on all rows, without subsample_size and poutine.scale."
             )
     trace.compute_log_prob()
+
+
+def not_summable(program: str, name: str, fn: Any) -> TaskUnavailable:
+    """The error for a latent site that can neither be listed nor integrated out."""
+    kind = "discrete, with a support that cannot be listed" if not is_coordinate(fn) else "continuous"
+    return TaskUnavailable(
+        f"latent site {name!r} of {program!r} is {kind}, and the program knows no closed form and is not recognised as "
+        "conjugate or linear-Gaussian; use method='nuts' for draws, dgm.SVI(guide='AutoNormal') for a guide, or "
+        "'importance-weighted' with that guide for a bound."
+    )
 
 
 def _check_shapes(trace: Any, nesting: int) -> None:

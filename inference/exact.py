@@ -8,12 +8,15 @@ import torch
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.program import Program
+from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior, Score
 
-from .enumeration import Enumeration
+from .conjugate_posterior import ConjugatePosterior, recognise_posterior
+from .enumeration import Enumeration, not_summable
+from .factors import latent_distributions
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "Recognised"]
 
 
 @algorithm("exact")
@@ -21,10 +24,16 @@ __all__ = ["Exact"]
 class Exact:
     """p(z | x) and log p(x) without approximation.
 
-    A program that knows its `posterior` (and `log_density`) is asked. Of any other program the latent sites
-    must be discrete; they are summed out by tensor variable elimination, through plates and `pyro.markov`:
+    A program that knows its `posterior` (and `log_density`) is asked. Of any other program the latent sites must be
+    all discrete or all continuous.
+
+    Discrete ones are summed out by tensor variable elimination, through plates and `pyro.markov`:
 
         log p(x) = log sum_z p(x, z),        p(z_s | x) for each site s,        z ~ p(z | x) jointly.
+
+    Continuous ones must be conjugate or linear-Gaussian, which is recognised from the program's densities, to rounding,
+    and not declared: Beta, Dirichlet, Gamma, InverseGamma and jointly Gaussian posteriors, also where one block is so
+    given another, as in the normal-gamma model. Then log p(x) = log p(x, z) - log p(z | x) at any z.
 
     The evidence has one value per example where every site lies in the plate `data`, else one value for all.
     A program without latent sites has its log density. With `pyro.factor` the evidence is `unnormalised`; the
@@ -34,10 +43,11 @@ class Exact:
         draws: joint posterior draws.
 
     Raises:
-        TaskUnavailable: a latent site is continuous, and the program knows no closed form; the message names
-            it and what works.
+        TaskUnavailable: a latent site is continuous, and the posterior is no closed form that is known or recognised;
+            the message names it and what works.
 
-    Source: F. Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs.
+    Source: F. Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs; Chib (1995), Marginal
+    likelihood from the Gibbs output, for the identity.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, ppl_dgm as dgm
@@ -83,7 +93,8 @@ class Exact:
                 kind="exact",
                 program=program,
             )
-        return self._enumerate(program, args, kwargs, begun)
+        found = _recognised(program, args, kwargs)
+        return self._enumerate(program, args, kwargs, begun) if found is None else self.conjugate(program, found, begun)
 
     @torch.no_grad()
     def evidence(self, program: Program, *args: Any, **kwargs: Any) -> Score:
@@ -91,7 +102,24 @@ class Exact:
         knows = _owner(program, "log_density")
         if knows is not None:
             return knows.log_density(*args, **kwargs)
-        return _evidence(Enumeration(program, *args, **kwargs))
+        found = _recognised(program, args, kwargs)
+        return _evidence(Enumeration(program, *args, **kwargs)) if found is None else _conjugate_evidence(found)
+
+    @torch.no_grad()
+    def conjugate(self, program: Program, found: ConjugatePosterior, begun: float) -> Posterior:
+        """The answer for a recognised program; `begun` is when the clock was started."""
+        values = found.sample(self.draws)
+        computed = found.factors.computed({name: value.to(found.factors.dtype) for name, value in values.items()})
+        return Posterior(
+            {name: value.unsqueeze(0) for name, value in values.items()},
+            found.marginals() or None,
+            deterministic={name: found.factors.to_native(value).unsqueeze(0) for name, value in computed.items()},
+            log_evidence=_conjugate_evidence(found),
+            cost=Cost(self.draws, time.perf_counter() - begun, path="closed form"),
+            how=found.described(),
+            kind="exact",
+            program=program,
+        )
 
     def _enumerate(self, program: Program, args: tuple, kwargs: dict, begun: float) -> Posterior:
         sums = Enumeration(program, *args, **kwargs)
@@ -105,6 +133,41 @@ class Exact:
         how = evidence.how if possible else "the observations have probability zero, so there is no posterior"
         cost = Cost(self.draws, time.perf_counter() - begun)
         return Posterior(draws, exact or None, log_evidence=evidence, cost=cost, how=how, kind="exact", program=program)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """`Exact` for a program that has been recognised already, so that it is not put to the test twice."""
+
+    found: ConjugatePosterior
+
+    def run(self, program: Program, *args: Any, **kwargs: Any) -> Posterior:
+        """The posterior."""
+        return Exact().conjugate(program, self.found, time.perf_counter())
+
+    def evidence(self, program: Program, *args: Any, **kwargs: Any) -> Score:
+        """log p(x)."""
+        return _conjugate_evidence(self.found)
+
+
+def _recognised(program: Program, args: tuple, kwargs: dict) -> ConjugatePosterior | None:
+    """The posterior of a program with continuous sites alone, if it is a closed form."""
+    with seeded(0):
+        latent = latent_distributions(program, args, kwargs)
+    if all(fn.has_enumerate_support for fn in latent.values()):
+        return None
+    found = None
+    if not any(fn.has_enumerate_support for fn in latent.values()):
+        found = recognise_posterior(program, *args, **kwargs)
+    if found is None:
+        name, fn = next((name, fn) for name, fn in latent.items() if not fn.has_enumerate_support)
+        raise not_summable(program.name, name, fn)
+    return found
+
+
+def _conjugate_evidence(found: ConjugatePosterior) -> Score:
+    kind = "exact" if found.normalised else "unnormalised"
+    return Score(found.factors.to_native(found.evidence), kind, how=found.described())
 
 
 def _owner(program: Program, answer: str) -> Any:

@@ -52,7 +52,8 @@ class JitteredTrajectory(Kernel):
         if learning:
             self.learn(metric, point, end, r_end, accept, steps * step, t)
         energy = kinetic(r) - point.value
-        return Drawn(new, accept, {"diverging": diverging, "energy": energy, "n_steps": steps})
+        stats = {"diverging": diverging, "energy": energy, "n_steps": steps}
+        return Drawn(new, accept, {**stats, "reached_max_steps": steps >= self.max_steps})
 
     def learn(self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int) -> None:
         """Nothing is learned: the length is given."""

@@ -11,6 +11,7 @@ from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior, Score
 
+from .psis import RELIABLE_K, LargestWeights, psis, reliable_k
 from .weighing import LogMean, Weighing
 
 __all__ = ["Importance", "ImportanceWeighted", "SimpleMonteCarlo"]
@@ -36,7 +37,9 @@ class ImportanceWeighted:
 
     Returns:
         A `Score` of kind `lower_bound`; `stderr` is the Monte Carlo standard error of the logarithm by the
-        delta method, sd(w) / (mean(w) sqrt(K)); `how` names the median effective sample size.
+        delta method, sd(w) / (mean(w) sqrt(K)); `how` names the median effective sample size and, from 21 draws on, the
+        share of examples whose largest weights have a Pareto shape k above 0.7 (or k, for one example): their standard
+        error is not to be trusted, and the bound is loose.
 
     Raises:
         TaskUnavailable: there is no guide.
@@ -54,9 +57,8 @@ class ImportanceWeighted:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, ess = _evidence(Weighing(program, args, kwargs, chunk=self.chunk), self.draws)
-        how = f"importance weighting, K = {self.draws}, median ESS {float(ess.median()):.3g}"
-        return Score(value, "lower_bound", stderr, how)
+        value, stderr, told = _evidence(Weighing(program, args, kwargs, chunk=self.chunk), self.draws)
+        return Score(value, "lower_bound", stderr, f"importance weighting, {told}")
 
 
 @algorithm("simple-monte-carlo")
@@ -86,9 +88,8 @@ class SimpleMonteCarlo:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, ess = _evidence(Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws)
-        how = f"simple Monte Carlo, K = {self.draws}, median ESS {float(ess.median()):.3g}"
-        return Score(value, "estimate", stderr, how)
+        value, stderr, told = _evidence(Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws)
+        return Score(value, "estimate", stderr, f"simple Monte Carlo, {told}")
 
 
 @algorithm("importance")
@@ -99,17 +100,24 @@ class Importance:
     Arguments:
         draws: K.
         chunk: as in `ImportanceWeighted`. All draws are kept, so that memory grows with K.
+        smooth: replace the largest weights by quantiles of the Pareto distribution fitted to them (`psis`), which
+            makes averages far steadier for a small bias. The evidence is always that of the raw weights.
 
     Returns:
         A `Posterior` with draws {site: [1, K, *shape]}, log weights [K, batch] (or [K] for a program whose
-        examples share latent sites), and the evidence as an estimate.
+        examples share latent sites), the evidence as an estimate, and the statistic `pareto_k`, [1, K, batch] (or
+        [1, K]), the Pareto shape of the raw weights, the same for all draws: above min(0.7, 1 - 1 / log10 K) averages
+        are not to be trusted.
 
     Raises:
         As `ImportanceWeighted`.
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling.
     """
 
     draws: int = 1000
     chunk: int | None = None
+    smooth: bool = True
 
     def __post_init__(self) -> None:
         _check_draws(self)
@@ -119,19 +127,35 @@ class Importance:
         with torch.no_grad():
             weighing = Weighing(program, args, kwargs, chunk=self.chunk)
             draws, log_weights = collect(weighing, self.draws)
-        mean = LogMean()
-        mean.add(log_weights)
-        value, stderr, ess = mean.result()
-        how = f"importance sampling, K = {self.draws}, median ESS {float(ess.median()):.3g}"
-        evidence = Score(value.to(log_weights), "estimate", None if stderr is None else stderr.to(log_weights), how)
+        smoothed, k = psis(log_weights)
+        score = evidence(log_weights, "importance sampling")
         return Posterior(
             draws,
-            log_weights=log_weights,
-            log_evidence=evidence,
+            log_weights=smoothed if self.smooth else log_weights,
+            log_evidence=score,
+            stats=shape_statistic(k, self.draws),
             cost=Cost(steps=self.draws),
-            how=how,
+            how=score.how + (", smoothed" if self.smooth else ""),
             program=program,
         )
+
+
+def evidence(log_weights: Tensor, how: str) -> Score:
+    """The evidence that log weights [draw, ...] estimate, with its standard error, effective sample size and shape k in words."""
+    mean = LogMean()
+    mean.add(log_weights)
+    value, stderr, ess = mean.result()
+    largest = LargestWeights(len(log_weights))
+    largest.add(log_weights)
+    error = None if stderr is None else stderr.to(log_weights)
+    return Score(value.to(log_weights), "estimate", error, f"{how}, {_told(len(log_weights), ess, largest)}")
+
+
+def shape_statistic(k: Tensor, draws: int) -> dict[str, Tensor]:
+    """The shape k, [...], as a statistic of each draw, [1, draw, ...]; nothing where no shape could be fitted."""
+    if bool(k.isposinf().all()) and draws < 21:
+        return {}
+    return {"pareto_k": k.float().expand(1, draws, *k.shape)}
 
 
 def collect(weighing: Weighing, draws: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -148,19 +172,39 @@ def collect(weighing: Weighing, draws: int) -> tuple[dict[str, Tensor], Tensor]:
     return sites, log_weights if weighing.size is not None else log_weights[:, 0]
 
 
-def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Log mean weight, standard error and effective sample size, each [batch] (or [])."""
+def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, str]:
+    """Log mean weight and its standard error, each [batch] (or []), and how far to trust them, in words."""
     means: dict[int, LogMean] = {}
+    tails: dict[int, LargestWeights] = {}
     dtype = None
     for block in weighing.blocks(draws):
         dtype = block.log_weights.dtype
         means.setdefault(block.rows.start, LogMean()).add(block.log_weights)
+        tails.setdefault(block.rows.start, LargestWeights(draws)).add(block.log_weights)
     values, errors, sizes = zip(*(means[begin].result() for begin in sorted(means)), strict=True)
-    value, ess = torch.cat(values).to(dtype), torch.cat(sizes)
+    value = torch.cat(values).to(dtype)
     stderr = torch.cat(errors).to(dtype) if draws > 1 else None
+    told = _told(draws, torch.cat(sizes), LargestWeights.beside([tails[begin] for begin in sorted(tails)]))
     if weighing.size is None:
-        value, ess, stderr = value[0], ess[0], None if stderr is None else stderr[0]
-    return value, stderr, ess
+        value, stderr = value[0], None if stderr is None else stderr[0]
+    return value, stderr, told
+
+
+def _told(draws: int, ess: Tensor, largest: LargestWeights) -> str:
+    """Draws, median effective sample size, and the shape k of one set of weights or how often it is too high."""
+    text = f"K = {draws}, median ESS {float(ess.median()):.3g}"
+    if draws < 21:
+        return text
+    k = largest.shape().flatten()
+    if len(k) > 1:
+        return f"{text}, Pareto k above {RELIABLE_K} for {float((k > RELIABLE_K).double().mean()):.0%} of examples"
+    return f"{text}, {k_in_words(k[0], draws)}"
+
+
+def k_in_words(k: Tensor, draws: int) -> str:
+    """A shape k, and whether averages over so many draws can be trusted."""
+    limit = reliable_k(draws)
+    return f"Pareto k {float(k):.2f}" + (f" (above {limit:.2f}: not to be trusted)" if float(k) > limit else "")
 
 
 def _check_draws(options: Any) -> None:

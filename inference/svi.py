@@ -1,6 +1,7 @@
 """Stochastic variational inference: any Pyro ELBO over any program and guide, one step as a recorded graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,15 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     config_enumerate,
 )
+from pyro.infer.autoguide import AutoDiscreteParallel, AutoLaplaceApproximation, AutoMultivariateNormal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_dgm.errors import ProgramError
+from ppl_dgm.densities.trees import number_type
+from ppl_dgm.errors import DgmError, NumericalError, ProgramError
 from ppl_dgm.program import Program, as_program
 from ppl_dgm.registry import algorithm
+from ppl_dgm.results import Fit
 from ppl_dgm.tracing import data_dim, latent_sites, sites
 
 from .training import GradientLearner, Objective, checked_run
@@ -52,7 +56,10 @@ class SVI(GradientLearner):
             example), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
         kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
-        guide: the name of one of Pyro's autoguides, for a program without a guide ("AutoNormal" unless given).
+        guide: a guide instead of the program's: one of Pyro's autoguides by name, class or `functools.partial`
+            (`partial(AutoLowRankMultivariateNormal, rank=3)`), or any guide. A program without one gets "AutoNormal".
+            "AutoLaplaceApproximation" is learned as a point and ends as the normal distribution there,
+            "AutoDiscreteParallel" with elbo="enum".
         Others: see `GradientLearner`.
 
     Raises:
@@ -69,7 +76,7 @@ class SVI(GradientLearner):
     elbo: Any = "trace"
     particles: int = 1
     kl_weight: float | Callable[[int], float] = 1.0
-    guide: str | None = None
+    guide: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,17 +98,46 @@ class SVI(GradientLearner):
         name = self.elbo if isinstance(self.elbo, str) else type(self.elbo).__name__
         return f"-ELBO ({name}), nats per example"
 
+    def run(self, program: Program, data: Any = None, *args: Any, valid: Any = None, **kwargs: Any) -> Fit:
+        """Learn; see `ppl_dgm.learn`."""
+        if data is None:
+            raise ProgramError(
+                f"SVI learns from observations that the program takes as its first argument, and {program.name!r} was given "
+                "none; write def model(data): ... and pass them."
+            )
+        with number_type(program, (data, *args)):
+            fit = super().run(program, data, *args, valid=valid, **kwargs)
+            if isinstance(getattr(fit.program, "guide", None), AutoLaplaceApproximation):
+                fit.program = _with_curvature(fit.program, (data, *args))
+        return fit
+
     def prepare(self, program: Program, batch: tuple) -> Program:
-        if not program.has_guide and self.elbo != "enum":
+        if self.guide is not None:
+            program = as_program(program, self.guide)
+        elif not program.has_guide and self.elbo != "enum":
             trace = checked_run(program, batch)
             latent = latent_sites(trace)
             if not all(node["fn"].has_enumerate_support for node in latent.values()):
-                program = as_program(program, self.guide or "AutoNormal")
-        with program.running():
+                program = as_program(program, "AutoNormal")
+        with program.running(), self._explained(program):
             trace = checked_run(program, batch, program.run_guide if program.has_guide else None)
         if self.batch_size is not None and isinstance(batch[0], Tensor) and batch[0].dim():
             _check_data_plate(program, trace)
         return program
+
+    @contextmanager
+    def _explained(self, program: Program) -> Iterator[None]:
+        """What Pyro's autoguides say to a program that is not for them, as one sentence."""
+        try:
+            yield
+        except (NotImplementedError, ValueError, AssertionError) as error:
+            if isinstance(error, DgmError) or not isinstance(self.guide, str):
+                raise
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ProgramError(
+                f"guide {self.guide!r} cannot take {program.name!r}: {reason}; choose another guide, such as 'AutoNormal' for "
+                "continuous or 'AutoDiscreteParallel' for discrete sites."
+            ) from error
 
     def objective(self, program: Program, total: int) -> Objective:
         return _NegativeELBO(self, program, total, self.kl_weight)
@@ -124,9 +160,8 @@ class _NegativeELBO:
             None if kl_weight == 1.0 else torch.ones((), device=program.device, dtype=program.dtype)
         )
         self.live = [] if self.weight is None else [self.weight]
-        name = (
-            "enum" if options.elbo == "trace" and not program.has_guide else options.elbo
-        )  # without a guide all is summed out
+        summed = not program.has_guide or isinstance(program.guide, AutoDiscreteParallel)  # all is summed out
+        name = "enum" if options.elbo == "trace" and summed else options.elbo
         self.elbo: Any = name if isinstance(name, ELBO) else _elbo(name, options.particles)
         self.joint = isinstance(
             self.elbo, RenyiELBO
@@ -191,6 +226,26 @@ class _PerExample(Messenger):
         )
         if self.weight is not None and not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.weight
+
+
+def _with_curvature(program: Program, args: tuple) -> Program:
+    """A program whose guide, a point of highest density, becomes the normal distribution with the curvature there."""
+    with program.running():
+        try:
+            curved = program.guide.laplace_approximation(*args)
+        except torch.linalg.LinAlgError:
+            raise NumericalError(
+                f"the log density of {program.name!r} is not curved downwards at the point that AutoLaplaceApproximation "
+                "has found; learn for more epochs, or use method='laplace'."
+            ) from None
+    normal = AutoMultivariateNormal(program.guide.model)
+    other = as_program(program, normal)
+    root = curved.scale[:, None] * curved.scale_tril
+    with other.running(), torch.no_grad():
+        normal(*args)  # makes its parameters
+        normal.loc.copy_(curved.loc)
+        normal.scale, normal.scale_tril = root.diagonal(), root / root.diagonal()[:, None]
+    return other
 
 
 def _rows(batch: tuple) -> int:

@@ -16,6 +16,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from ppl_dgm.batched import batched_runs
+from ppl_dgm.densities.trees import number_type
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
 from ppl_dgm.program import Program
 
@@ -215,7 +216,7 @@ class Weighing:
 
     def _traces(self, args: tuple, kwargs: dict, checked: bool = False) -> tuple[Any, Any]:
         """The traces of the proposal and of the model under its draws; one and the same for the prior."""
-        with pyro.validation_enabled(checked):
+        with pyro.validation_enabled(checked), number_type(self.program, (args, kwargs)):
             proposal = self.program.run_model if self.prior else self.program.run_guide
             story = drawn = poutine.trace(proposal).get_trace(*args, **kwargs)
             if not self.prior and (self.model or checked):

@@ -10,6 +10,8 @@ from ppl_dgm.errors import ProgramError
 _ZOO = {
     "MixtureOfGaussians": "mixtures.gaussian",
     "MixtureOfCategoricals": "mixtures.categorical",
+    "MixtureOfBernoullis": "mixtures.bernoulli",
+    "MixtureOfPoissons": "mixtures.poisson",
     "ProbabilisticPCA": "latent.ppca",
     "VAE": "latent.vae",
     "TopDownVAE": "hierarchical.top_down",

@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import DataError
 from .files import write_atomically
 
-__all__ = ["curves", "images", "points", "save"]
+__all__ = ["curves", "images", "points", "predictive", "save", "uniformity"]
 
 
 def images(x: Tensor, shape: tuple[int, int], columns: int = 16, values: int | None = None, title: str = "") -> Figure:
@@ -91,6 +91,85 @@ def curves(history: pd.DataFrame, title: str = "") -> Figure:
     axes.set_ylabel("nats per example")
     axes.legend(frameon=False)
     axes.set_title(textwrap.fill(title, 70), fontsize=11)
+    return figure
+
+
+def uniformity(values: dict[str, Tensor], verdicts: dict[str, str], title: str = "", most: int = 12) -> Figure:
+    """Numbers that should be uniform: their empirical distribution function minus the diagonal, and where chance leaves it.
+
+    Arguments:
+        values: {name: [n]}, each a panel.
+        verdicts: {name: words under its title}; "fine" is drawn in grey, all else in red.
+        title: written above.
+        most: panels, at most: those that stray furthest are kept.
+    """
+    from .inference.uniformity import bands
+
+    limits = {name: bands(len(u)) for name, u in values.items()}
+    if len(values) > most:
+        worst = sorted(values, key=lambda name: limits[name].p_value(values[name]))[:most]
+        title = f"{title}; the {most} worst of {len(values)}"
+        values = {name: u for name, u in values.items() if name in worst}
+    columns = min(len(values), 4)
+    lines = -(-len(values) // columns)
+    figure = Figure(figsize=(max(2.9 * columns, 4.5), 2.5 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for place, (name, u) in enumerate(values.items()):
+        axes, band = grid[place // columns][place % columns], limits[name]
+        fine = verdicts.get(name, "fine") == "fine"
+        z = np.concatenate([[0.0], band.points, [1.0]])
+        low, high, seen = (
+            np.concatenate([[0.0], part, [0.0]])
+            for part in (band.lower - band.points, band.upper - band.points, band.difference(u))
+        )
+        axes.fill_between(z, low, high, color="0.88", linewidth=0)
+        axes.plot(z, seen, color="black" if fine else "tab:red", linewidth=1.2, drawstyle="steps-post")
+        axes.axhline(0, color="0.5", linewidth=0.6)
+        words = textwrap.fill(verdicts.get(name, ""), 34, max_lines=2, placeholder=" ...")
+        axes.set_title(f"{textwrap.shorten(name, 34)}\n{words}", fontsize=8, color="black" if fine else "tab:red")
+        axes.tick_params(labelsize=7)
+    for place in range(len(values), lines * columns):
+        grid[place // columns][place % columns].set_visible(False)
+    figure.supxlabel("place of the truth among the draws", fontsize=9)
+    figure.supylabel("ECDF minus diagonal", fontsize=9)
+    if title:
+        figure.suptitle(textwrap.fill(title, 26 * columns + 20), fontsize=10)
+    return figure
+
+
+def predictive(observed: dict[str, Tensor], replicated: dict[str, Tensor], pit: dict[str, Tensor]) -> Figure:
+    """A line per site: the distribution function of what was observed among replicated ones, and the LOO-PIT's.
+
+    Arguments:
+        observed: {site: [n]}.
+        replicated: {site: [draw, n]}.
+        pit: {site: [n]}, for some of the sites.
+    """
+    from .inference.uniformity import bands
+
+    columns = 2 if pit else 1
+    figure = Figure(figsize=(4.2 * columns, 2.9 * len(observed) + 0.2), layout="constrained")
+    grid = figure.subplots(len(observed), columns, squeeze=False)
+    for line, (site, y) in zip(grid, observed.items(), strict=True):
+        heights = np.arange(1, len(y) + 1) / len(y)
+        for k, row in enumerate(replicated[site][:50]):
+            label = "replicated" if k == 0 else None
+            line[0].step(row.sort().values.numpy(), heights, where="post", color="0.8", linewidth=0.7, label=label)
+        line[0].step(y.sort().values.numpy(), heights, where="post", color="black", linewidth=1.4, label="observed")
+        line[0].set_xlabel(site)
+        line[0].set_ylabel("distribution function")
+        line[0].legend(frameon=False, fontsize=8)
+        if site in pit:
+            band = bands(len(pit[site]))
+            low, high = band.lower - band.points, band.upper - band.points
+            line[1].fill_between(band.points, low, high, color="0.88", linewidth=0, label="95 % of uniform ones")
+            line[1].plot(band.points, band.difference(pit[site]), color="black", linewidth=1.2, drawstyle="steps-post")
+            line[1].axhline(0, color="0.5", linewidth=0.6)
+            line[1].set_xlabel(f"LOO-PIT of {site}")
+            line[1].set_ylabel("ECDF minus diagonal")
+            line[1].legend(frameon=False, fontsize=8)
+        elif columns > 1:
+            line[1].set_visible(False)
     return figure
 
 

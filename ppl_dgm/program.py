@@ -10,12 +10,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from .autoguides import make_guide
 from .errors import ProgramError
 
 __all__ = ["Answer", "FunctionProgram", "Program", "as_program"]
@@ -264,7 +264,8 @@ class FunctionProgram(Program):
 
     Arguments:
         model: a function or module with `pyro.sample` statements.
-        guide: a function or module over the same latent sites, or the name of one of Pyro's autoguides, e.g. "AutoNormal".
+        guide: a function or module over the same latent sites, or one of Pyro's autoguides by name ("AutoNormal"), class or
+            `functools.partial`.
         name: name in tables (default: the function's own).
     """
 
@@ -274,8 +275,7 @@ class FunctionProgram(Program):
             raise ProgramError(
                 f"a program must be callable, but it is a {type(model).__name__}: pass the function itself, not what it returns."
             )
-        if isinstance(guide, str):
-            guide = _autoguide(guide, model)
+        guide = make_guide(guide, model)
         self._name: str = name or getattr(model, "__name__", None) or type(model).__name__
         self._draws_n = False
         object.__setattr__(self, "_model", model)
@@ -299,13 +299,6 @@ class FunctionProgram(Program):
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         return self._model(*args, **kwargs)
-
-
-def _autoguide(name: str, model: Callable) -> AutoGuide:
-    kinds = {k: v for k, v in vars(pyro.infer.autoguide).items() if inspect.isclass(v) and issubclass(v, AutoGuide)}
-    if name not in kinds:
-        raise ProgramError(f"guide {name!r} is not one of Pyro's autoguides: {', '.join(sorted(kinds))}.")
-    return kinds[name](model)
 
 
 def as_program(program: Any, guide: Any = None) -> Program:

@@ -1,14 +1,11 @@
 """What the verbs return: Score, Fit and Posterior; how they are saved, loaded and handed to ArviZ."""
 
-import inspect
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
@@ -104,6 +101,7 @@ class Cost:
         gradients: evaluations of the gradient of the log density, summed over chains.
         warmup_seconds, sampling_seconds: the two phases of a sampler.
         warmup_gradients: the part of `gradients` that warm-up took.
+        evaluations: evaluations of the log density without its gradient, summed over chains.
         path: which path ran: "recorded" (the pure tensor graph), "python" (Pyro's handlers at each step) or "closed form".
     """
 
@@ -114,6 +112,7 @@ class Cost:
     warmup_seconds: float = 0.0
     sampling_seconds: float = 0.0
     warmup_gradients: int = 0
+    evaluations: int = 0
     path: str = "python"
 
     @classmethod
@@ -260,6 +259,7 @@ class Posterior:
         cost: what it took.
         how: the method, in words.
         kind: `exact`, `asymptotic` (a convergent sampler), or `approximate`.
+        program, arguments: the program, and its (args, kwargs) with the observations; a file does not hold them.
     """
 
     draws: dict[str, Tensor]
@@ -272,6 +272,8 @@ class Posterior:
     how: str = ""
     kind: str = "approximate"
     program: Any = field(default=None, repr=False)
+    arguments: tuple[tuple, dict[str, Any]] | None = field(default=None, repr=False)
+    _log_likelihood: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {list(value.shape)}" for name, value in self.draws.items())
@@ -315,15 +317,25 @@ class Posterior:
 
         drawn = {name: again(value) for name, value in self.draws.items()}
         computed = {name: again(value) for name, value in self.deterministic.items()}
-        return replace(
+        plain = replace(
             self, draws=drawn, deterministic=computed, log_weights=None, stats={}, how=f"{self.how}, resampled"
         )
+        known = self._log_likelihood
+        if known is not None and all(v.shape[2 : 1 + rows.dim()] == rows.shape[1:] for v in known.values()):
+            plain._log_likelihood = {name: again(value) for name, value in known.items()}
+        return plain
 
     def summary(self, **kwargs: Any) -> pd.DataFrame:
-        """ArviZ's table: mean, sd, interval, MCSE, bulk and tail ESS, rank-normalised R-hat."""
-        import arviz
+        """ArviZ's table: mean, sd, interval, MCSE, bulk and tail ESS, rank-normalised R-hat; deterministic sites too.
 
-        return arviz.summary(self.to_arviz(), **kwargs)
+        Of weighted draws, the ESS is (sum w)^2 / sum w^2 and the MCSE of the mean sqrt(sum w^2 (x - mean)^2) / sum w.
+
+        Arguments:
+            **kwargs: go to `arviz.summary`.
+        """
+        from .arviz_groups import summary
+
+        return summary(self, **kwargs)
 
     def diagnose(self) -> list[str]:
         """What is wrong, one sentence each with what to try; empty when nothing was found."""
@@ -331,21 +343,87 @@ class Posterior:
 
         return diagnose(self)
 
-    def to_arviz(self) -> Any:
-        """An ArviZ object (`InferenceData` of ArviZ 0.x, `DataTree` of 1.x) with the groups posterior and sample_stats.
+    def to_arviz(self, *, predictive: bool = False, log_likelihood: bool = False, seed: int | None = 0) -> Any:
+        """An ArviZ object (`InferenceData` of ArviZ 0.x, `DataTree` of 1.x).
 
-        Weighted draws are resampled, since ArviZ knows no weights (see `unweighted`).
+        Groups: posterior (deterministic sites included), sample_stats; where the posterior knows its program,
+        observed_data; log_likelihood where it has been computed; the rest on request. Weighted draws are resampled,
+        since ArviZ knows no weights (see `unweighted`).
+
+        Arguments:
+            predictive: draw the observations anew for the group posterior_predictive.
+            log_likelihood: compute that group.
+            seed: of what is drawn.
         """
-        import arviz
+        from .arviz_groups import to_arviz
 
-        if self.log_weights is not None:
-            return self.unweighted().to_arviz()
-        groups = {"posterior": {k: _numpy(v) for k, v in self.draws.items()}}
-        if self.stats:
-            groups["sample_stats"] = {k: _numpy(v) for k, v in self.stats.items()}
-        if "data" in inspect.signature(arviz.from_dict).parameters:  # ArviZ 1.x takes one dictionary of groups
-            return arviz.from_dict(groups)
-        return arviz.from_dict(**groups)  # type: ignore[arg-type]
+        return to_arviz(self, predictive, log_likelihood, seed)
+
+    # -- against the observations --------------------------------------------------------------------------------------
+
+    @property
+    def log_likelihood(self) -> dict[str, Tensor]:
+        """log p(y_i | z) of each observation at each draw, {observed site: [chain, draw, *batch]}, in nats.
+
+        Computed when first asked for, and kept; sites that were summed out are summed out here too, as
+        `ppl_dgm.inference.pointwise` says.
+
+        Raises:
+            ProgramError: the posterior was loaded from a file without it, and knows no program.
+            TaskUnavailable: summed-out sites tie all observations together.
+        """
+        if self._log_likelihood is None:
+            from .inference.pointwise import pointwise_log_likelihood
+
+            self._log_likelihood = pointwise_log_likelihood(self)
+        return self._log_likelihood
+
+    @property
+    def has_log_likelihood(self) -> bool:
+        """Whether the log likelihood has been computed."""
+        return self._log_likelihood is not None
+
+    def keep_log_likelihood(self, values: dict[str, Tensor] | None) -> None:
+        """Take values computed elsewhere, {observed site: [chain, draw, *batch]}; None forgets those that there are."""
+        self._log_likelihood = values
+
+    def loo(self, site: str | None = None, **kwargs: Any) -> Any:
+        """Leave-one-out cross-validation by ArviZ's PSIS-LOO: sum_i log p(y_i | the other observations), in nats.
+
+        Two programs for the same data are compared by `arviz.compare({"a": first.loo(), "b": second.loo()})`.
+
+        Arguments:
+            site: the observed site; by default the observations of all of them.
+            **kwargs: go to `arviz.loo`; `pointwise` is True unless given.
+
+        Returns:
+            ArviZ's ELPDData, with `elpd_loo`, `se`, `p_loo`, `loo_i` and `pareto_k`. Observations whose k is too large
+            for the estimate to be trusted are named in a warning.
+
+        Source: Vehtari, Gelman and Gabry (2017).
+        """
+        from .inference.cross_validation import loo
+
+        return loo(self, site, **kwargs)
+
+    def waic(self, site: str | None = None) -> "Score":
+        """The widely applicable information criterion of each observation, on the scale of `loo`, in nats.
+
+            log mean_s p(y_i | z_s) - var_s log p(y_i | z_s)
+
+        `loo` is more robust and knows when it fails.
+
+        Source: Watanabe (2010).
+        """
+        from .inference.cross_validation import waic
+
+        return waic(self, site)
+
+    def check(self, statistic: Any = None, *, site: str | None = None, draws: int = 1000, seed: int | None = 0) -> Any:
+        """A posterior predictive check: replicated data against the observed; see `inference.predictive_checks`."""
+        from .inference.predictive_checks import predictive_check
+
+        return predictive_check(self, statistic, site=site, draws=draws, seed=seed)
 
     def predict(self, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior predictive draws of the observed and deterministic sites, {site: [chain * draw, *shape]}.
@@ -360,21 +438,12 @@ class Posterior:
         return predict(self, *args, seed=seed, **kwargs)
 
     def save(self, folder: str | Path) -> None:
-        """Write `posterior.safetensors` (draws, weights, statistics, parameters of closed forms) and notes in the same file."""
-        tensors = {f"draws/{k}": v for k, v in self.draws.items()} | {
-            f"deterministic/{k}": v for k, v in self.deterministic.items()
-        }
-        tensors |= {f"stats/{k}": v for k, v in self.stats.items()}
-        if self.log_weights is not None:
-            tensors["log_weights"] = self.log_weights
-        notes: dict[str, Any] = {"format": 1, "how": self.how, "kind": self.kind, "cost": vars(self.cost)}
-        if self.log_evidence is not None:
-            tensors["log_evidence"] = self.log_evidence.value
-            notes["log_evidence"] = {"kind": self.log_evidence.kind, "how": self.log_evidence.how}
-            if self.log_evidence.stderr is not None:
-                tensors["log_evidence_stderr"] = self.log_evidence.stderr
-        notes["exact"] = {k: _describe(v, f"exact/{k}", tensors) for k, v in (self.exact or {}).items()}
-        save_tensors(Path(folder) / "posterior.safetensors", tensors, notes)
+        """Write `posterior.safetensors` (draws, weights, statistics, parameters of closed forms, and the log likelihood
+        where it has been computed) and notes in the same file; the program and its arguments are not in it.
+        """
+        from .posterior_files import write_posterior
+
+        write_posterior(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Posterior":
@@ -383,64 +452,6 @@ class Posterior:
         Raises:
             FileError: the file is missing or damaged.
         """
-        path = Path(folder) / "posterior.safetensors"
-        tensors, notes = load_tensors(path)
-        if not isinstance(notes, dict) or "kind" not in notes:
-            raise FileError(f"{path} holds tensors but no posterior; was it written by Posterior.save?")
+        from .posterior_files import read_posterior
 
-        def group(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
-
-        evidence = None
-        if "log_evidence" in notes:
-            evidence = Score(
-                tensors["log_evidence"],
-                notes["log_evidence"]["kind"],
-                tensors.get("log_evidence_stderr"),
-                notes["log_evidence"]["how"],
-            )
-        exact = {k: _restore(v, f"exact/{k}", tensors) for k, v in notes["exact"].items()} or None
-        return cls(
-            group("draws"), exact, group("deterministic"), tensors.get("log_weights"), evidence, group("stats"),
-            Cost.restored(notes["cost"]), notes["how"], notes["kind"],
-        )  # fmt: skip
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-# closed forms that a file can hold: name -> the parameters that rebuild it
-_STORED = {
-    "Normal": ("loc", "scale"),
-    "MultivariateNormal": ("loc", "scale_tril"),
-    "Categorical": ("logits",),
-    "OneHotCategorical": ("logits",),
-    "Bernoulli": ("logits",),
-    "Beta": ("concentration1", "concentration0"),
-    "Gamma": ("concentration", "rate"),
-    "Dirichlet": ("concentration",),
-}
-
-
-def _describe(distribution: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    events = 0
-    while type(distribution).__name__ == "Independent":
-        events += distribution.reinterpreted_batch_ndims
-        distribution = distribution.base_dist
-    family = type(distribution).__name__
-    if family not in _STORED:
-        raise ProgramError(
-            f"a posterior of family {family} cannot be written to a file; set posterior.exact = None to save its draws alone."
-        )
-    for name in _STORED[family]:
-        tensors[f"{prefix}/{name}"] = getattr(distribution, name)
-    return {"family": family, "event_dims": events}
-
-
-def _restore(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Distribution:
-    family, events = description["family"], description["event_dims"]
-    if family not in _STORED:
-        raise FileError(f"the file names the distribution {family!r}, which this version cannot rebuild.")
-    built = getattr(dist, family)(**{name: tensors[f"{prefix}/{name}"] for name in _STORED[family]})
-    return built.to_event(events) if events else built
+        return read_posterior(folder)

@@ -1,5 +1,6 @@
 """sample, score, infer, learn: the four verbs. Each prepares its arguments and hands over to an algorithm."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from .batched import batched_runs
 from .conditioning import Unobserve, check_given, fit_given
-from .densities.coordinates import Start
 from .errors import DgmError, ProgramError, TaskUnavailable
 from .program import Program, as_program
 from .randomness import seeded
 from .registry import resolve
 from .results import Fit, Posterior, Score
-from .tracing import latent_sites, sites
+from .tracing import sites
 
 __all__ = ["evaluating", "infer", "learn", "predict", "sample", "score"]
+
+_COORDINATES = 256  # of a program that is asked unbidden whether its posterior is a closed form
 
 
 def sample(
@@ -134,7 +136,8 @@ def infer(
         program: a `Program` or any callable Pyro model.
         *args, **kwargs: the observations, and whatever else the model takes.
         method: an algorithm (`dgm.NUTS(chains=4)`) or its name. By default the exact posterior where the program knows it, else its
-            guide, else enumeration of discrete sites, else the No-U-Turn sampler. A learner (`dgm.SVI(guide="AutoNormal")`) fits the
+            guide, else enumeration of discrete sites, else the closed form of a conjugate or linear-Gaussian program (recognised
+            up to 256 coordinates), else the No-U-Turn sampler. A learner (`dgm.SVI(guide="AutoNormal")`) fits the
             guide to these observations and draws from it.
         guide: a guide to use instead of the program's.
         seed, device: random seed; where to run.
@@ -157,12 +160,12 @@ def infer(
                 raise
             result = _fall_back(error, program, args, kwargs)
         if isinstance(result, Fit):
-            result = result.posterior(*args, **kwargs)
+            result = _drawn(result, args, kwargs)
     if not isinstance(result, Posterior):
         raise ProgramError(
             f"method {type(chosen).__name__} gives no posterior; infer needs a sampler, a learner of guides, or 'exact'."
         )
-    result.program = program
+    result.program, result.arguments = program, (args, kwargs)
     return result
 
 
@@ -226,21 +229,34 @@ def predict(posterior: Posterior, *args: Any, seed: int | None = None, **kwargs:
         return _each(run, len(next(iter(draws.values()))), draws)
 
 
+def _drawn(fit: Fit, args: tuple, kwargs: dict) -> Posterior:
+    """Draws from a learned guide; learning it is part of what they cost."""
+    begun = time.perf_counter()
+    posterior = fit.posterior(*args, **kwargs)
+    posterior.cost.seconds = fit.cost.seconds + time.perf_counter() - begun
+    posterior.cost.compile_seconds += fit.cost.compile_seconds
+    posterior.cost.gradients += fit.cost.gradients
+    return posterior
+
+
 # -- choosing a method -------------------------------------------------------------------------------------------------
 
 
 def _latent(program: Program, args: tuple, kwargs: dict) -> dict[str, Any]:
     """{site: distribution} of what the program does not observe for these arguments."""
-    trace = poutine.trace(program.run_model).get_trace(*args, **kwargs)
-    return {name: node["fn"] for name, node in latent_sites(trace).items()}
+    from .inference.factors import latent_distributions
+
+    return latent_distributions(program, args, kwargs)
 
 
-def _scoring(program: Program, args: tuple, kwargs: dict) -> str:
+def _scoring(program: Program, args: tuple, kwargs: dict) -> Any:
     latent = _latent(program, args, kwargs)
     if all(fn.has_enumerate_support for fn in latent.values()):
         return "exact"
     if program.has_guide:
         return "importance-weighted"
+    if (closed := _closed_form(latent, program, args, kwargs)) is not None:
+        return closed
     raise TaskUnavailable(
         f"the density of {program.name!r} needs an integral over {', '.join(map(repr, latent))}; pass guide=... (for instance one that learn "
         "has fitted) for a lower bound, or method='simple-monte-carlo' for a rough estimate from the prior."
@@ -260,20 +276,30 @@ def _fall_back(error: DgmError, program: Program, args: tuple, kwargs: dict) -> 
         raise error from None
 
 
-def _inference(program: Program, args: tuple, kwargs: dict) -> str:
+def _inference(program: Program, args: tuple, kwargs: dict) -> Any:
     if hasattr(program, "posterior"):
         return "exact"
     if program.has_guide:
         return "amortised"
-    with torch.no_grad(), Start():  # flat priors cannot be drawn from
-        latent = _latent(program, args, kwargs)
+    latent = _latent(program, args, kwargs)
     if not latent:
         raise TaskUnavailable(
             f"every site of {program.name!r} is observed for these arguments, so there is nothing to infer."
         )
     if all(fn.has_enumerate_support for fn in latent.values()):
         return "exact"
-    return "nuts"
+    return _closed_form(latent, program, args, kwargs) or "nuts"
+
+
+def _closed_form(latent: dict[str, Any], program: Program, args: tuple, kwargs: dict) -> Any:
+    """`Exact` for a program that is conjugate or linear-Gaussian, or None; only asked where asking is cheap."""
+    if any(fn.has_enumerate_support for fn in latent.values()):
+        return None
+    from .inference.conjugate_posterior import recognise_posterior
+    from .inference.exact import Recognised
+
+    found = recognise_posterior(program, *args, largest=_COORDINATES, **kwargs)
+    return None if found is None else Recognised(found)
 
 
 # -- preparing ---------------------------------------------------------------------------------------------------------
@@ -316,15 +342,24 @@ def _observations(program: Program, args: tuple, name: str | None = None) -> tup
     from .data import check_observations
 
     if args and program.observed is not None:
-        x = args[0]
-        holes = x.isnan() | (x == -1) if program.allows_missing and isinstance(x, Tensor) else None
+        x, mark = args[0], -1.0
+        holes = x.isnan() if program.allows_missing and isinstance(x, Tensor) else None
         if holes is not None:  # the holes are checked as if they held a zero
+            if _allows_minus_one(program):
+                mark = torch.nan
+            else:
+                holes = holes | (x == -1)
             x = torch.where(holes, torch.zeros_like(x), x)
         first = check_observations(x, observed=program.observed, support=program.support, site=name or program.site)
-        if holes is not None:
-            first = torch.where(holes, torch.full_like(first, -1), first)
+        if holes is not None and bool(holes.any()):
+            first = torch.where(holes, torch.full_like(first, mark), first)
         args = (first, *args[1:])
     return tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)
+
+
+def _allows_minus_one(program: Program) -> bool:
+    """Whether -1 is a value like any other in some column, so that only NaN can mark a hole."""
+    return program.support is None or bool(program.support.check(torch.full((program.observed or 1,), -1.0)).any())
 
 
 # -- running forward ---------------------------------------------------------------------------------------------------

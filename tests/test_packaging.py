@@ -72,6 +72,13 @@ def test_wheel_marks_the_package_as_typed_and_holds_the_licence(wheel: Path) -> 
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ppl_dgm"}
 
 
+def test_wheel_holds_the_stored_references(wheel: Path) -> None:
+    folder = ROOT / "inference/targets/references"
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {Path(name).name: archive.read(name) for name in archive.namelist() if name.endswith(".json")}
+    assert packed == {file.name: file.read_bytes() for file in folder.glob("*.json")} and packed
+
+
 def test_wheel_is_for_every_platform_and_offers_the_command(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -291,8 +291,13 @@ def test_a_conjugate_evidence_through_the_methods_by_name():
 
 
 def test_what_cannot_be_answered_names_what_can():
+    def skewed(x):
+        p = pyro.sample("p", dist.Kumaraswamy(2.0, 3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
     with pytest.raises(TaskUnavailable, match=r"integral over 'p'; pass guide=.*simple-monte-carlo"):
-        dgm.score(coins, torch.ones(3))
+        dgm.score(skewed, torch.ones(3))
     with pytest.raises(TaskUnavailable, match="nothing to infer"):
         dgm.infer(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x), torch.tensor(1.0))
     with pytest.raises(TaskUnavailable, match=r"has no E- and M-step.*learn it with method='svi'"):

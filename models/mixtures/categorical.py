@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError
 
-from .mixture import Mixture, spread_rows
+from .mixture import Mixture, filled
 
 __all__ = ["MixtureOfCategoricals"]
 
@@ -33,6 +33,7 @@ class MixtureOfCategoricals(Mixture):
             likelihood.
         prior: where the pseudo-counts lie: m_d uniform, or the marginal of entry d in the data that
             `em_start` saw.
+        missing: whether the data may have holes, marked by -1 or NaN.
 
     Attributes:
         logits: [K, D, V], theta = softmax(logits).
@@ -55,9 +56,15 @@ class MixtureOfCategoricals(Mixture):
     pseudo_counts: Tensor
 
     def __init__(
-        self, observed: int, values: int, components: int, pseudo_count: float = 0.3, prior: str = "uniform"
+        self,
+        observed: int,
+        values: int,
+        components: int,
+        pseudo_count: float = 0.3,
+        prior: str = "uniform",
+        missing: bool = False,
     ) -> None:
-        super().__init__(observed, components)
+        super().__init__(observed, components, missing)
         if values < 1:
             raise ProgramError(f"values must be at least 1, but it is {values}.")
         if not 0 <= pseudo_count < math.inf:
@@ -74,7 +81,7 @@ class MixtureOfCategoricals(Mixture):
         return dist.Categorical(logits=self.logits[k]).to_event(1)
 
     def as_data(self, x: Tensor) -> Tensor:
-        return x.long()
+        return x.nan_to_num(-1).long() if x.is_floating_point() else x.long()
 
     @property
     def log_theta(self) -> Tensor:
@@ -90,10 +97,10 @@ class MixtureOfCategoricals(Mixture):
         return x.split(max(1, _ENTRIES // self.pseudo_counts.numel()))
 
     def _one_hot(self, x: Tensor) -> Tensor:
-        """1[x_nd = v], [n, D * V]."""
+        """1[x_nd = v], [n, D * V]; all zero for what is missing."""
         first = torch.arange(self.observed, device=x.device) * self.values  # where entry d's columns begin
         blank = torch.zeros(len(x), self.pseudo_counts.numel(), device=x.device, dtype=self.dtype)
-        return blank.scatter_(1, x + first, 1.0)
+        return blank.scatter_(1, x.clamp_min(0) + first, (x >= 0).to(self.dtype))
 
     # -- expectation maximisation ----------------------------------------------------------------------------
 
@@ -110,15 +117,17 @@ class MixtureOfCategoricals(Mixture):
             marginal = counts / counts.sum(-1, keepdim=True)  # [D, V], no value impossible
             self.pseudo_counts.copy_(self.pseudo_count * self.values * marginal)
         entries = x.to(self.dtype)
-        seeds = entries[spread_rows(entries, self.components)]  # [K, D]
-        groups = nn.functional.one_hot(torch.cdist(entries, seeds).argmin(-1), self.components)  # [N, K]
-        self.set_weights(torch.full_like(self.weight_logits, 1 / self.components))
-        self.maximise(x, 0.5 * groups.to(self.dtype) + 0.5 / self.components)
+        self.maximise(x, self.near_seeds(filled(entries.masked_fill(x < 0, torch.nan))))
 
     @torch.no_grad()
-    def maximise(self, x: Tensor, responsibilities: Tensor) -> None:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor | None = None) -> tuple[Tensor, ...]:
+        """sum_n r_nk 1[x_nd = v], [K, D, V]."""
+        return (self._counts(x, responsibilities.to(self.dtype)),)
+
+    @torch.no_grad()
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor | None = None) -> None:
         """theta_kd[v] proportional to sum_n r_nk 1[x_nd = v] + pseudo_counts_d[v]; uniform without counts."""
-        counts = self._counts(x, responsibilities) + self.pseudo_counts  # [K, D, V]
+        counts = statistics[0].to(self.dtype) + self.pseudo_counts  # [K, D, V]
         total = counts.sum(-1, keepdim=True)
         tiny = torch.finfo(self.dtype).tiny
         theta = torch.where(total > tiny, counts / total.clamp_min(tiny), 1 / self.values)

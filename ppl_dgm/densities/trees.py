@@ -1,12 +1,13 @@
 """Tensors in nested arguments and results: their number types, casting, stacking."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["cast", "floats", "stack"]
+__all__ = ["cast", "floats", "number_type", "stack"]
 
 
 def stack(results: list[Any]) -> Any:
@@ -39,3 +40,18 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     if type(tree) in (list, tuple):
         return type(tree)(cast(item, dtype) for item in tree)
     return tree
+
+
+@contextmanager
+def number_type(program: Any, args: Any) -> Iterator[None]:
+    """Double precision as torch's default for a block, where the arguments have it and the program has no parameters of
+    another type: its priors, and the parameters that a guide makes, then have it too.
+    """
+    own = {parameter.dtype for parameter in program.parameters() if parameter.is_floating_point()}
+    before = torch.get_default_dtype()
+    if torch.float64 in floats(args) and own <= {torch.float64}:
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -246,7 +246,7 @@ def test_impossible_observations_have_an_evidence_and_no_posterior():
 
 def continuous(x):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    pyro.sample("x", dist.Normal(z.exp(), 1.0), obs=x[0])
 
 
 def subsampled(x):
@@ -270,6 +270,14 @@ def crossing(x):
         pyro.sample("x", dist.Normal(a * b, 1.0), obs=torch.zeros(3, 2))
 
 
+def joined(x):
+    """Two plates of one size: the values of one meet the observations of the other, which is no product over either."""
+    with pyro.plate("first", 4):
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+    with pyro.plate("second", 4):
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+
 def unbounded(x):
     for t in range(70):
         pyro.sample(f"k_{t}", dist.Bernoulli(torch.tensor(0.5)))
@@ -279,8 +287,9 @@ def unbounded(x):
     "story, words",
     [
         (unbounded, "pyro.markov"),
-        (continuous, "'z'.*continuous.*pyro-nuts"),
+        (continuous, "'z'.*continuous.*'nuts'"),
         (subsampled, "subsampled"),
+        (joined, "'x' joins the elements of site 'k'.*gibbs"),
         (branching, "torch.where"),
         (crossing, "plates"),
     ],

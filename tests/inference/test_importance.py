@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ppl_dgm as dgm
 from oracles.linear_gaussian import LinearGaussian
+from ppl_dgm.inference.psis import psis
 from ppl_dgm.inference.weighing import LogMean
 
 X = torch.tensor([[0.5, -1.0, 0.3, 1.2], [1.0, 2.0, -0.5, 0.0], [-2.0, 0.4, 0.0, 1.0]])
@@ -339,3 +340,41 @@ def test_number_of_draws_is_checked(draws: float) -> None:
     for method in (dgm.ImportanceWeighted, dgm.SimpleMonteCarlo, dgm.Importance, dgm.ELBO, dgm.Amortised):
         with pytest.raises(dgm.ProgramError, match="draws must be"):
             method(draws=draws)
+
+
+# -- the tail of the weights -------------------------------------------------------------------------------------------
+
+
+def narrow_guide(x: Tensor) -> None:
+    pyro.sample("p", dist.Beta(200.0, 20.0))
+
+
+def test_importance_smooths_its_weights_and_keeps_the_evidence_of_the_raw_ones() -> None:
+    raw, smooth = (
+        dgm.infer(coin, FLIPS, guide=coin_guide, method=dgm.Importance(draws=1000, smooth=smooth), seed=0)
+        for smooth in (False, True)
+    )
+    wanted, k = psis(raw.log_weights)
+    torch.testing.assert_close(smooth.log_weights, wanted)
+    assert not torch.equal(smooth.log_weights, raw.log_weights)
+    assert torch.equal(smooth.log_evidence.value, raw.log_evidence.value)
+    assert smooth.stats["pareto_k"].shape == (1, 1000)
+    torch.testing.assert_close(smooth.stats["pareto_k"][0, 0].double(), k, atol=1e-6, rtol=0)
+    assert "Pareto k" in smooth.how and "smoothed" in smooth.how
+
+
+def test_a_score_says_when_its_weights_have_a_heavy_tail() -> None:
+    good = dgm.score(coin, FLIPS, guide=coin_guide, method=dgm.ImportanceWeighted(draws=500), seed=0)
+    bad = dgm.score(coin, FLIPS, guide=narrow_guide, method=dgm.ImportanceWeighted(draws=500), seed=0)
+    assert "Pareto k" in good.how and "not to be trusted" not in good.how
+    assert "not to be trusted" in bad.how
+
+
+def test_each_example_has_its_own_shape_and_the_score_counts_the_bad_ones() -> None:
+    program = LinearGaussian()
+    posterior = dgm.infer(program, X, method=dgm.Importance(draws=400), seed=0)
+    assert posterior.stats["pareto_k"].shape == (1, 400, 3)
+    torch.testing.assert_close(posterior.stats["pareto_k"][0, 7], posterior.stats["pareto_k"][0, 0])
+    for chunk in (None, 100, 10_000):  # examples one after another, in parts, all at once
+        score = dgm.score(program, X, method=dgm.ImportanceWeighted(draws=400, chunk=chunk), seed=0)
+        assert "Pareto k above 0.7 for 0% of examples" in score.how

@@ -285,7 +285,7 @@ def test_all_verbs_run_on_every_device(program, device):
     [
         (lambda: MixtureOfGaussians(2, 0), "components"),
         (lambda: MixtureOfGaussians(0, 2), "observed"),
-        (lambda: MixtureOfGaussians(2, 2, "tied"), "covariance.*'tied'"),
+        (lambda: MixtureOfGaussians(2, 2, "round"), "covariance.*'round'"),
         (lambda: MixtureOfGaussians(2, 2, floor=0.0), "floor"),
         (lambda: MixtureOfCategoricals(2, 0, 2), "values"),
         (lambda: MixtureOfCategoricals(2, 2, 2, pseudo_count=-1.0), "pseudo_count"),

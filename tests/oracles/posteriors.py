@@ -1,7 +1,5 @@
-"""Pyro programs with their data: eight of posteriordb's, classics, and one for each feature."""
+"""Pyro programs with their data: eight of posteriordb's, by the library's reader, classics, and one for each feature."""
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,12 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["POSTERIORDB", "PROGRAMS", "Reference", "posteriordb", "posteriordb_folder"]
+from ppl_dgm.inference.targets import posteriordb as reader
+from ppl_dgm.inference.targets.posteriordb import PROGRAMS as POSTERIORDB
+from ppl_dgm.inference.targets.posteriordb import default_folder as posteriordb_folder
+from ppl_dgm.inference.targets.posteriordb_programs import eight_schools
+
+__all__ = ["POSTERIORDB", "PROGRAMS", "Reference", "eight_schools", "posteriordb", "posteriordb_folder"]
 
 positive, real = constraints.positive, constraints.real
 
@@ -32,8 +35,7 @@ def flat(shape: tuple[int, ...], support: Any = real) -> Any:
 class Reference(NamedTuple):
     """A posterior of posteriordb: the program, its arguments, and the reference moments of each scalar.
 
-    `mean` and `mean_squared` are {name: (value, Monte Carlo standard error)}; `scalars` turns draws and
-    deterministic
+    `mean` and `mean_squared` are {name: (value, Monte Carlo standard error)}; `scalars` turns draws and deterministic
     values, {site: [..., *shape]}, into {name: [...]} with the names of the reference.
     """
 
@@ -44,150 +46,14 @@ class Reference(NamedTuple):
     scalars: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def ar(y: Tensor, order: int) -> None:
-    alpha = pyro.sample("alpha", dist.Normal(0.0, 10.0))
-    beta = pyro.sample("beta", dist.Normal(torch.zeros(order), 10.0).to_event(1))
-    sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    past = torch.stack([y[order - k : len(y) - k] for k in range(1, order + 1)], -1)  # [t, lag]
-    with pyro.plate("data", len(y) - order):
-        pyro.sample("y", dist.Normal(alpha + past @ beta, sigma), obs=y[order:])
-
-
-def eight_schools(y: Tensor, sigma: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        t = pyro.sample("t", dist.Normal(0.0, 1.0))
-        theta = pyro.deterministic("theta", mu + tau * t)
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-def kidscore(score: Tensor, hs: Tensor, iq: Tensor) -> None:
-    beta = pyro.sample("beta", flat((4,)))
-    sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    mean = beta[0] + beta[1] * hs + beta[2] * iq + beta[3] * hs * iq
-    with pyro.plate("data", len(score)):
-        pyro.sample("score", dist.Normal(mean, sigma), obs=score)
-
-
-def earnings(log_earn: Tensor, height: Tensor, male: Tensor) -> None:
-    z = (height - height.mean()) / height.std()
-    beta = pyro.sample("beta", flat((4,)))
-    sigma = pyro.sample("sigma", flat((), positive))
-    with pyro.plate("data", len(z)):
-        mean = beta[0] + beta[1] * z + beta[2] * male + beta[3] * z * male
-        pyro.sample("log_earn", dist.Normal(mean, sigma), obs=log_earn)
-
-
-def two_gaussians(y: Tensor) -> None:
-    """mu_1 < mu_2, each N(0, 2): a flat prior on ordered pairs times the densities."""
-    mu = pyro.sample("mu", flat((2,), dist.constraints.ordered_vector))
-    pyro.factor("mu_prior", dist.Normal(0.0, 2.0).log_prob(mu).sum(-1))
-    sigma = pyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
-    theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
-    weights = torch.stack([theta, 1 - theta], -1)
-    with pyro.plate("data", len(y)):
-        c = pyro.sample("c", dist.Categorical(weights))
-        pyro.sample("y", dist.Normal(mu[c], sigma[c]), obs=y)
-
-
-def hmm_example(y: Tensor) -> None:
-    mu = pyro.sample("mu", flat((2,), dist.constraints.positive_ordered_vector))
-    pyro.factor("mu_prior", dist.Normal(torch.tensor([3.0, 10.0]), 1.0).log_prob(mu).sum(-1))
-    theta = torch.stack([pyro.sample(f"theta{k}", dist.Dirichlet(torch.ones(2))) for k in (1, 2)])
-    state: Any = None
-    for t in pyro.markov(range(len(y))):
-        moves = torch.ones(2) / 2 if state is None else theta[state]
-        state = pyro.sample(f"state_{t}", dist.Categorical(moves))
-        pyro.sample(f"y_{t}", dist.Normal(mu[state], 1.0), obs=y[t])
-
-
-def nes(party: Tensor, x: Tensor) -> None:
-    beta = pyro.sample("beta", flat((x.shape[1],)))
-    sigma = pyro.sample("sigma", flat((), positive))
-    with pyro.plate("data", len(party)):
-        pyro.sample("party", dist.Normal(x @ beta, sigma), obs=party)
-
-
-def diamonds(y: Tensor, x: Tensor) -> None:
-    """x has the columns 2..K, not centred."""
-    centre = x.mean(0)
-    b = pyro.sample("b", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
-    intercept = pyro.sample("Intercept", dist.StudentT(3.0, 8.0, 10.0))
-    sigma = pyro.sample("sigma", flat((), positive))
-    pyro.factor("sigma_prior", dist.StudentT(3.0, 0.0, 10.0).log_prob(sigma) + np.log(2.0))
-    pyro.deterministic("b_Intercept", intercept - (centre * b).sum(-1))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(intercept + (x - centre) @ b, sigma), obs=y)
-
-
-def _of(data: dict[str, Any], *names: str) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(data[name], dtype=torch.float64) for name in names)
-
-
-def _nes_arguments(data: dict[str, Any]) -> tuple[Tensor, ...]:
-    party, ideo, race, age, educ, gender, income = _of(
-        data, "partyid7", "real_ideo", "race_adj", "age_discrete", "educ1", "gender", "income"
-    )
-    ages = [(age == k).double() for k in (2, 3, 4)]
-    return party, torch.stack([torch.ones_like(ideo), ideo, race, *ages, educ, gender, income], -1)
-
-
-def _earnings_arguments(data: dict[str, Any]) -> tuple[Tensor, ...]:
-    earn, height, male = _of(data, "earn", "height", "male")
-    return earn.log(), height, male
-
-
-def _diamonds_arguments(data: dict[str, Any]) -> tuple[Tensor, ...]:
-    y, x = _of(data, "Y", "X")
-    return y, x[:, 1:]
-
-
-# name -> program, arguments from the data, {site: name in the reference} where they differ
-POSTERIORDB: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], dict[str, str]]] = {
-    "arK-arK": (ar, lambda d: (*_of(d, "y"), d["K"]), {}),
-    "eight_schools-eight_schools_noncentered": (eight_schools, lambda d: _of(d, "y", "sigma"), {}),
-    "kidiq-kidscore_interaction": (kidscore, lambda d: _of(d, "kid_score", "mom_hs", "mom_iq"), {}),
-    "earnings-logearn_interaction_z": (earnings, _earnings_arguments, {}),
-    "low_dim_gauss_mix-low_dim_gauss_mix": (two_gaussians, lambda d: _of(d, "y"), {}),
-    "hmm_example-hmm_example": (hmm_example, lambda d: _of(d, "y"), {}),
-    "nes1980-nes": (nes, _nes_arguments, {}),
-    "diamonds-diamonds": (diamonds, _diamonds_arguments, {}),
-}
-
-
-def posteriordb_folder() -> Path | None:
-    """The folder of references, `$PPL_DGM_DATA/posteriordb`, if there is one."""
-    root = os.environ.get("PPL_DGM_DATA")
-    folder = Path(root) / "posteriordb" if root else None
-    return folder if folder is not None and folder.is_dir() else None
-
-
 def posteriordb(name: str, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Reference:
     """A posterior by the name of its file, with data in the given number type."""
     folder = folder or posteriordb_folder()
-    if folder is None:
-        raise FileNotFoundError("set PPL_DGM_DATA to the folder that holds posteriordb/")
-    record = json.loads((folder / f"{name}.json").read_text())
-    program, arguments, _ = POSTERIORDB[name]
-    args = tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments(record["data"]))
-    moments = []
-    for key in ("mean", "mean_squared"):
-        block = record[key]
-        rows = zip(block["names"], block[f"{key}_value"], block["mcse_mean"], strict=True)
-        moments.append({n: (float(value), float(mcse)) for n, value, mcse in rows})
-    wanted = list(moments[0])
-
-    def scalars(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: _entry(n, values) for n in wanted}
-
-    return Reference(program, args, moments[0], moments[1], scalars)
-
-
-def _entry(name: str, values: dict[str, Tensor]) -> Tensor:
-    """`b[3]` is the third entry of site b, `sigma` is the site itself."""
-    site, _, index = name.partition("[")
-    return values[site][..., int(index.rstrip("]")) - 1] if index else values[site]
+    assert folder is not None, "set PPL_DGM_DATA to the folder that holds posteriordb/"
+    entry = reader.read(folder, name)
+    program, arguments = POSTERIORDB[name]
+    args = tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments(entry.data))
+    return Reference(program, args, entry.mean, entry.mean_squared, entry.scalars)
 
 
 # -- classics, and one program for each feature --------------------------------------------------------------

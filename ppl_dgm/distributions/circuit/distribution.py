@@ -8,10 +8,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.kl import register_kl
 
 from ...errors import DataError, ProgramError, TaskUnavailable
+from . import queries
+from .blocks import Blocks
+from .completion import Completion, complete_well
 from .evaluator import Evaluator
 from .layers import Layered, compile_layers
+from .properties import Properties
 from .structure import check_structure
 from .tree import Tree, TreePlan
 
@@ -187,18 +192,43 @@ class CircuitDistribution(TorchDistribution):
             [..., D] int64, exact.
 
         Raises:
-            TaskUnavailable: the circuit is not certified to be deterministic.
+            TaskUnavailable: the circuit is not certified to be deterministic; see `approximate_map`.
             DataError: the observed entries of a row have probability zero.
         """
         if self.evaluator.overlap is not None:
             raise TaskUnavailable(
                 "the most probable completion needs a deterministic circuit, but "
                 f"{self.evaluator.overlap}; the nearest "
-                "thing is conditional_sample(x, mask, n) with many draws, of which log_prob names the best."
+                "thing is approximate_map(x, mask), the best completion found with a bound on all others."
             )
         shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
         with torch.no_grad():
             return self.evaluator.maximise(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape)
+
+    def approximate_map(self, x: Tensor, mask: Tensor, draws: int = 32, sweeps: int = 10) -> Completion:
+        """A completion of large p(x) for any circuit, with a bound that none exceeds.
+
+        Arguments:
+            x, mask: [..., D].
+            draws: conditional draws that the search starts from.
+            sweeps: rounds of changing one entry at a time, at most.
+
+        Returns:
+            The completion, its log density and the bound; exact (a gap of 0) for a deterministic circuit.
+
+        Raises:
+            DataError: the observed entries of a row have probability zero.
+        """
+        shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
+        rows = self._given(x, mask, shape)
+        with torch.no_grad():
+            if self.deterministic:
+                value = self.evaluator.maximise(*rows)
+                log_prob = self.evaluator.log_evidence(value)
+                found = Completion(value, log_prob, log_prob)
+            else:
+                found = complete_well(self.evaluator, *rows, draws, sweeps)
+        return Completion(found.value.reshape(*shape, -1), found.log_prob.reshape(shape), found.bound.reshape(shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of all entries, [*sample_shape, *batch_shape, D] int64; a mask plays no part."""
@@ -216,6 +246,56 @@ class CircuitDistribution(TorchDistribution):
     def variance(self) -> Tensor:
         """Var[x_d] of each variable, [*batch_shape, D]."""
         return self._moment(2) - self._moment(1) ** 2
+
+    # -- queries that depend on the structure ------------------------------------------------------
+
+    def properties(self) -> Properties:
+        """What the structure is certified to be, with the reason where it is not."""
+        return queries.describe(self)
+
+    def to_graph(self) -> nx.DiGraph:
+        """The circuit node by node, as `from_graph` takes it; large circuits make large graphs."""
+        return Blocks.of(self.evaluator).to_graph()
+
+    def entropy(self) -> Tensor:
+        """-E[log p(x)] in nats, exact, [*batch_shape].
+
+        Raises:
+            TaskUnavailable: the circuit is not certified to be deterministic; see `entropy_bound`.
+        """
+        if not self.deterministic:
+            raise TaskUnavailable(
+                f"the entropy needs a deterministic circuit, but {self.evaluator.overlap}; entropy_bound() gives what "
+                "it lies between."
+            )
+        table = self.evaluator.tables[0]
+        return table.new_tensor(queries.entropy_bound(self).lower).expand(self.batch_shape)
+
+    def entropy_bound(self) -> queries.Bound:
+        """What the entropy lies between, in nats; see `queries.entropy_bound`."""
+        return queries.entropy_bound(self)
+
+    def cross_entropy(self, other: "CircuitDistribution") -> float:
+        """-E_self[log other(x)] in nats, exact; see `queries.cross_entropy`."""
+        return queries.cross_entropy(self, other)
+
+    def kl(self, other: "CircuitDistribution") -> queries.Bound:
+        """KL(self || other) in nats; see `queries.kl`."""
+        return queries.kl(self, other)
+
+    def product(self, other: "CircuitDistribution") -> "tuple[CircuitDistribution, float]":
+        """The normalised product with a compatible circuit and its log normaliser; see `queries.product`."""
+        return queries.product(self, other)
+
+    def power(self, alpha: float) -> "tuple[CircuitDistribution, float]":
+        """The normalised power and its log normaliser; see `queries.power`."""
+        return queries.power(self, alpha)
+
+    def mutual_information(
+        self, x: Tensor | None = None, mask: Tensor | None = None, target: int | None = None
+    ) -> Tensor:
+        """What each variable tells of each other in nats, exact; see `queries.mutual_information`."""
+        return queries.mutual_information(self, x, mask, target)
 
     # -- how ---------------------------------------------------------------------------------------
 
@@ -265,3 +345,14 @@ class CircuitDistribution(TorchDistribution):
                 "is nothing to condition on; learn it with a pseudo-count above 0."
             )
         return rows, observed
+
+
+@register_kl(CircuitDistribution, CircuitDistribution)
+def _kl_circuits(p: CircuitDistribution, q: CircuitDistribution) -> Tensor:
+    """torch's kl_divergence, where both circuits make it exact."""
+    if not p.deterministic:
+        raise TaskUnavailable(
+            f"KL(p || q) needs a deterministic p, but {p.evaluator.overlap}; p.kl(q) gives what it lies between."
+        )
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    return p.evaluator.tables[0].new_tensor(queries.kl(p, q).lower).expand(shape)

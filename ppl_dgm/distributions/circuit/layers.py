@@ -41,6 +41,7 @@ class LayerPlan:
         edges: how many edges leave sum nodes.
         variables, values: D and K.
         overlap: why the circuit is not certified to be deterministic; None where it is.
+        names: of the nodes in the order of their positions, from 1.
     """
 
     leaf_variable: Tensor
@@ -51,6 +52,7 @@ class LayerPlan:
     variables: int
     values: int
     overlap: str | None
+    names: tuple[Hashable, ...] = ()
 
 
 def compile_layers(structure: CircuitStructure, device: torch.device | str = "cpu") -> tuple[LayerPlan, Tensor, Tensor]:
@@ -96,6 +98,7 @@ def compile_layers(structure: CircuitStructure, device: torch.device | str = "cp
         structure.variables,
         structure.values,
         structure.overlap,
+        tuple(position),
     )
     tables = torch.stack([leaf_log_probs(graph, node, structure.values) for node in leaves]).to(device)
     return plan, tables, torch.tensor(weights, dtype=torch.float64, device=device).log()
