@@ -42,6 +42,7 @@ class OnlineEM:
         patience: stages without a better validation likelihood before growing stops.
         noise: standard deviation of the logarithms by which split units differ.
         warm_start: begin from the program's present weights.
+        grow: split units between stages, where the program can; False: one stage.
 
     Raises:
         TaskUnavailable: the program has no sufficient statistics to offer.
@@ -61,6 +62,7 @@ class OnlineEM:
     patience: int = 1
     noise: float = 1.0
     warm_start: bool = False
+    grow: bool = True
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -84,7 +86,7 @@ class OnlineEM:
         run = _Run(self, program, data, valid)
         if hasattr(program, "em_start") and not self.warm_start:
             program.em_start(data)
-        grow = getattr(program, "grow", None)
+        grow = getattr(program, "grow", None) if self.grow else None
         with progress(f"learn {program.name}", None) as run.report:
             stale, stopped = 0, "the units are as many as allowed"
             while True:

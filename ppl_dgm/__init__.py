@@ -19,7 +19,7 @@ _NAMES = {
     "DataError": "errors", "DgmError": "errors", "FileError": "errors", "NumericalError": "errors",
     "ProgramError": "errors", "TaskUnavailable": "errors",
     "SVI": "inference.svi", "MaximumLikelihood": "inference.maximum_likelihood", "EM": "inference.em",
-    "OnlineEM": "inference.online_em",
+    "OnlineEM": "inference.online_em", "Ensemble": "inference.ensemble",
     "ClosedForm": "inference.closed_form", "ContrastiveDivergence": "inference.contrastive_divergence",
     "Denoising": "inference.denoising", "Exact": "inference.exact", "ELBO": "inference.elbo",
     "ImportanceWeighted": "inference.importance", "Importance": "inference.importance",

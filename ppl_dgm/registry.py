@@ -16,6 +16,7 @@ _BUILT_IN = {
     "maximum-likelihood": "ppl_dgm.inference.maximum_likelihood:MaximumLikelihood",
     "em": "ppl_dgm.inference.em:EM",
     "online-em": "ppl_dgm.inference.online_em:OnlineEM",
+    "ensemble": "ppl_dgm.inference.ensemble:Ensemble",
     "closed-form": "ppl_dgm.inference.closed_form:ClosedForm",
     "contrastive-divergence": "ppl_dgm.inference.contrastive_divergence:ContrastiveDivergence",
     "denoising": "ppl_dgm.inference.denoising:Denoising",

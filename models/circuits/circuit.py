@@ -1,5 +1,6 @@
 """Circuit: a probabilistic circuit over categorical variables as a program, by default a Chow-Liu tree."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -10,14 +11,17 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ppl_dgm.distributions.circuit import CircuitDistribution
+from ppl_dgm.distributions.circuit.completion import Completion
 from ppl_dgm.distributions.circuit.entries import as_rows, split_missing
-from ppl_dgm.errors import ProgramError
+from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.program import Answer, Program
 from ppl_dgm.results import Score
 
+from .found import FOUND_STRUCTURES, FoundParameters
 from .graph import GraphParameters, graph_from_json, graph_to_json
+from .region_structures import REGION_STRUCTURES, regions_named
 from .regions import RegionParameters
-from .tree import TreeParameters
+from .tree import STRUCTURES, TreeParameters
 
 __all__ = ["Circuit"]
 
@@ -26,8 +30,8 @@ class Circuit(Program):
     """x_n ~ Circuit(structure, weights), one observed site and no approximation anywhere.
 
     A Chow-Liu tree, p(x) = prod_d p(x_d | x_parent(d)), is the smooth, decomposable and deterministic
-    circuit that is learned in closed form; any other circuit over categorical leaves comes in by
-    `Circuit.from_graph`.
+    circuit that is learned in closed form. Other structures are region circuits, which grow by online EM, graphs that
+    are found in the data and counted, and any graph over categorical leaves by `Circuit.from_graph`.
     Entries of x that are -1 (or NaN) are missing, and are summed out exactly by `score`, `infer` and `learn`.
     On digits: 96.5 nats per test image.
 
@@ -35,12 +39,20 @@ class Circuit(Program):
         observed: D variables.
         values: K, each takes the values 0 to K - 1.
         structure: "chow-liu" (found in the data; a chain before that), "chain", "star", "independent"; "hclt", a
-            hidden Chow-Liu tree with `units` states for each variable; or a graph as `from_graph` writes it.
+            hidden Chow-Liu tree with `units` states for each variable; the region graphs "random", "binary-tree",
+            "linear" and, for images, "poon-domingos" and "quad-tree" (see `region_structures`); "learn-spn", "cutset"
+            and "forest", graphs found in the data; or a graph as `from_graph` writes it.
         pseudo_count: virtual observations in each row of a conditional table; None: the best on the
             validation split (`values` where there is none). For a graph: what EM adds to each node's
-            counts; None adds nothing. For "hclt": the same; None adds K / 10.
-        units: states of each hidden variable of "hclt"; learning begins with few and splits them.
+            counts; None adds nothing. For "hclt" and region graphs: the same; None adds K / 10. For graphs found in the
+            data: added to each node's counts; None: the best on the validation split (1 where there is none).
+        units: states of each hidden variable of "hclt" and units of each region; learning begins with few and splits
+            them.
         components: hidden Chow-Liu trees that are mixed, each started on one k-means cluster of the rows.
+        shape: (height, width) of images; for "poon-domingos" and "quad-tree".
+        options: of the structure, by the names of its builder's arguments: {"replicas": 16, "depth": 4, "seed": 1} for
+            "random", {"step": 2} for "poon-domingos", {"cuts": "four"} for "quad-tree", {"min_rows": 100} for
+            "learn-spn", {"max_depth": 5} for "cutset", {"target": 0, "trees": 50} for "forest".
 
     Raises:
         ProgramError: an argument is out of range, or the graph is not a smooth and decomposable circuit.
@@ -57,6 +69,8 @@ class Circuit(Program):
         pseudo_count: float | None = None,
         units: int = 32,
         components: int = 1,
+        shape: Sequence[int] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes = (("observed", observed), ("values", values), ("units", units), ("components", components))
@@ -68,9 +82,15 @@ class Circuit(Program):
         self.observed, self.values = observed, values
         self.support, self.allows_missing = constraints.integer_interval(0, values - 1), True
         self.weights: TreeParameters | GraphParameters | RegionParameters
+        _check_options(structure, components, shape, options)
+        added = values / 10 if pseudo_count is None else pseudo_count
         if structure == "hclt":
-            added = values / 10 if pseudo_count is None else pseudo_count
             self.weights = RegionParameters(observed, values, None, units, components, added)
+        elif isinstance(structure, str) and structure in REGION_STRUCTURES:
+            regions = regions_named(structure, observed, shape, options)
+            self.weights = RegionParameters(observed, values, regions, units, 1, added)
+        elif isinstance(structure, str) and structure in FOUND_STRUCTURES:
+            self.weights = FoundParameters(observed, values, structure, pseudo_count, options)
         elif isinstance(structure, str):
             self.weights = TreeParameters(observed, values, structure, pseudo_count)
         else:
@@ -109,15 +129,18 @@ class Circuit(Program):
     # -- exact answers -----------------------------------------------------------------------------
 
     def default_method(self, task: str) -> Any:
-        """Trees are counted in closed form; other circuits climb by EM."""
+        """Trees, and graphs found in the data, are counted in closed form; other circuits climb by EM."""
         if task == "learn":
-            names = {GraphParameters: "em", RegionParameters: "online-em", TreeParameters: "closed-form"}
-            return names[type(self.weights)]
+            if isinstance(self.weights, (TreeParameters, FoundParameters)):
+                return "closed-form"
+            return "em" if isinstance(self.weights, GraphParameters) else "online-em"
         return None
 
     def answers(self) -> dict[str, Answer]:
         """All exact; a graph with several paths for one x is learned to a local optimum."""
-        if not isinstance(self.weights, TreeParameters):
+        if isinstance(self.weights, FoundParameters):
+            learn = Answer("approximate", "a greedy search for the graph, then counting", None, None)
+        elif not isinstance(self.weights, TreeParameters):
             learn = Answer("approximate", "EM: a local optimum", None, None)
         else:
             learn = Answer("exact", "counting", 1, 1)
@@ -196,6 +219,28 @@ class Circuit(Program):
         """
         return self.distribution().map(*self._rows(x))
 
+    def approximate_map(self, x: Tensor, draws: int = 32, sweeps: int = 10) -> Completion:
+        """The best completion found of each row with missing entries, and a bound that none exceeds.
+
+        Arguments:
+            x: [batch, D], -1 or NaN where missing.
+            draws, sweeps: of the search; see `CircuitDistribution.approximate_map`.
+
+        Raises:
+            DataError: an entry is not a category, or the observed entries have probability zero.
+        """
+        return self.distribution().approximate_map(*self._rows(x), draws=draws, sweeps=sweeps)
+
+    def story(self) -> Callable[..., Tensor]:
+        """The circuit as a Pyro program with its hidden choices as sites; see `models.circuits.story`.
+
+        Raises:
+            TaskUnavailable: the circuit has no such form; the message names the reason.
+        """
+        from .story import circuit_story
+
+        return circuit_story(self.weights)
+
     # -- learning ----------------------------------------------------------------------------------
 
     def fit_closed_form(self, train: Tensor, valid: Tensor | None = None) -> dict[str, Any]:
@@ -207,7 +252,7 @@ class Circuit(Program):
             valid: [m, D].
 
         Returns:
-            What was chosen: `pseudo_count`, `parents`.
+            What was chosen: `pseudo_count`, `parents`; for a graph found in the data its `nodes` and `edges`.
 
         Raises:
             DataError: an entry is not a category.
@@ -244,6 +289,22 @@ class Circuit(Program):
         """Split each hidden state in two; False where there are no more to be, or the circuit has none."""
         return isinstance(self.weights, RegionParameters) and self.weights.grow(noise)
 
+    def adopt(self, members: list["Circuit"], shares: Tensor) -> None:
+        """Become the mixture of hidden Chow-Liu trees that were learned apart.
+
+        Arguments:
+            members: circuits over the same variables with structure "hclt".
+            shares: [members] their weights, which sum to one.
+
+        Raises:
+            TaskUnavailable: this circuit or a member has another structure.
+        """
+        parts = [member.weights for member in members]
+        hidden = [w for w in (self.weights, *parts) if isinstance(w, RegionParameters) and w.graph is None]
+        if not isinstance(self.weights, RegionParameters) or len(hidden) <= len(parts):
+            raise TaskUnavailable("only circuits with structure='hclt' can be mixed into one circuit.")
+        self.weights.adopt(hidden[1:], shares)
+
     def _expected(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The mean log likelihood and the expected counts: its gradient with respect to the log weights, summed."""
         rows, seen = self._rows(x)
@@ -257,3 +318,17 @@ class Circuit(Program):
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.observed is not None and self.values is not None
         return as_rows(x.to(self.device), self.observed, self.values)
+
+
+def _check_options(structure: Any, components: int, shape: Any, options: Any) -> None:
+    """Options that the structure has no use for are refused, not ignored."""
+    known = (*STRUCTURES, "hclt", *REGION_STRUCTURES, *FOUND_STRUCTURES)
+    if isinstance(structure, str) and structure not in known:
+        raise ProgramError(f"structure is {structure!r}, but one of {', '.join(known)} or a graph was expected.")
+    if components > 1 and structure != "hclt":
+        raise ProgramError(f"components is {components}, but structure {structure!r} has one; 'hclt' takes several.")
+    regions = isinstance(structure, str) and structure in REGION_STRUCTURES
+    if shape is not None and not regions:
+        raise ProgramError(f"shape is {shape!r}, but structure {structure!r} cuts no images; leave it out.")
+    if options and not (regions or structure in FOUND_STRUCTURES):
+        raise ProgramError(f"options is {options!r}, but structure {structure!r} takes none; leave them out.")

@@ -46,7 +46,8 @@ class RegionParameters(nn.Module):
         pseudo_count: float,
     ) -> None:
         super().__init__()
-        self.graph, self.values, self.most_units, self.pseudo_count = graph, values, units, pseudo_count
+        self.graph, self.values, self.pseudo_count = graph, values, pseudo_count
+        self.most_units, self.components = units, components
         chain = torch.arange(-1, variables - 1).expand(0 if graph else components, -1)
         self.register_buffer("trees", chain.clone())  # [C, D] the parent of each variable, -1 at roots
         self.register_buffer("base", torch.full((variables, values), 1 / values))
@@ -111,6 +112,36 @@ class RegionParameters(nn.Module):
             logits.add_(torch.randn_like(logits), alpha=noise)
         return True
 
+    @torch.no_grad()
+    def adopt(self, members: list["RegionParameters"], shares: Tensor) -> None:
+        """Become the mixture of hidden Chow-Liu trees learned apart, with these weights; S is the largest of theirs."""
+        units = max(member.units for member in members)
+        for member in members:
+            while member.units < units:
+                member.most_units = units
+                member.grow(0.0)
+        self.trees = torch.cat([member.trees for member in members])
+        self._compile()
+        self._reset(units)
+        self.leaf_logits.copy_(torch.cat([member.leaf_logits.log_softmax(-1) for member in members]))
+        mine, first, tops = self._rows(), 0, []
+        for member, share in zip(members, shares.log(), strict=True):
+            theirs = member._rows()
+            for (c, d), row in theirs.items():
+                mine[first + c, d].copy_(row.log_softmax(-1))
+            tops.append(member.sum_logits[-1][0, 0].log_softmax(-1) + share)
+            first += len(member.trees)
+        self.sum_logits[-1][0, 0] = torch.cat(tops)
+
+    def _rows(self) -> dict[tuple[int, int], Tensor]:
+        """The weights of each (component, variable)'s sum region, as views [S, S]."""
+        place = {int(i): (g, f) for g, group in enumerate(self._plan.groups) for f, i in enumerate(group.regions)}
+        found = {}
+        for name, position in self._places.items():
+            group, f = place[position]
+            found[name] = self.sum_logits[group].data[f]
+        return found
+
     def _reset(self, units: int) -> None:
         """Parameters of the right shapes, all even."""
         device, dtype = self.base.device, self.base.dtype
@@ -132,11 +163,11 @@ class RegionParameters(nn.Module):
 
     def _start_trees(self, x: Tensor, observed: Tensor) -> None:
         """A Chow-Liu tree for each cluster of rows, and weights near theirs."""
-        labels = _clusters(x, observed, len(self.trees))
-        clusters = [(x[labels == c], observed[labels == c]) for c in range(len(self.trees))]
+        labels = _clusters(x, observed, self.components)
+        clusters = [(x[labels == c], observed[labels == c]) for c in range(self.components)]
         counts = [pair_counts(*rows, self.values) for rows in clusters]
         found = [maximum_spanning_tree(mutual_information(c, _TREE_COUNT)) for c in counts]
-        self.trees.copy_(torch.tensor(found))
+        self.trees = torch.tensor(found, device=x.device)
         self._compile()
         self._reset(min(_FIRST, self.most_units))
         self._near_trees([c.pairs for c in counts], [len(rows) for rows, _ in clusters])
@@ -146,7 +177,7 @@ class RegionParameters(nn.Module):
 
         With fewer units than values, neighbouring values share one; with more, a value has several.
         """
-        place = {int(i): (g, f) for g, group in enumerate(self._plan.groups) for f, i in enumerate(group.regions)}
+        rows = self._rows()
         variables, tops = len(self.base), []
         for c, (table, size) in enumerate(zip(pairs, sizes, strict=True)):
             singles = table.diagonal(dim1=0, dim2=1).diagonal(dim1=0, dim2=1) + 0.5 * self.base  # [D, K]
@@ -158,8 +189,7 @@ class RegionParameters(nn.Module):
                     tops.append(size * normalise(singles[d] @ share[d]))
                     continue
                 moved = share[above].T @ (table[above, d] + 0.5 * self.base[d]) @ share[d]  # [S, S]
-                group, f = place[self._places[c, d]]
-                self.sum_logits[group][f] = _scattered(normalise(moved + 1e-3)).log()
+                rows[c, d].copy_(_scattered(normalise(moved + 1e-3)).log())
         self.sum_logits[-1][0, 0] = normalise(torch.cat(tops) + 1e-3).log()
 
     def _shares(self, probs: Tensor) -> Tensor:
@@ -185,8 +215,8 @@ class RegionParameters(nn.Module):
         """Trees and units as in the file; the sizes are then the file's."""
         state, prefix = args[:2]
         trees, leaves = state.get(prefix + "trees"), state.get(prefix + "leaf_logits")
-        if trees is not None and trees.shape == self.trees.shape:
-            self.trees.copy_(trees)
+        if trees is not None and trees.shape[1:] == self.trees.shape[1:]:
+            self.trees = trees.to(self.trees)
             self._compile()
             if leaves is not None:
                 self._reset(leaves.shape[1])
