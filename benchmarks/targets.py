@@ -78,7 +78,7 @@ LONG_RUNS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "radon": (NUTS, None),
     "bayesian-mixture": ({"method": "chees", "chains": 32, "warmup": 250, "draws": 450}, ["density", "scale_sum"]),
     "bayesian-ppca": (NUTS, ["mu", "noise", "covariance"]),
-    "bayesian-network": (NUTS | {"chains": 64}, ["prediction"]),
+    "bayesian-network": ({"method": "chees", "chains": 64, "warmup": 400, "draws": 600}, ["prediction"]),
 }
 
 

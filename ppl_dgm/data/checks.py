@@ -95,6 +95,8 @@ def describe_support(support: Constraint, column: int | None = None) -> str:
         column: which column's bounds to print where they differ between columns.
     """
     support = _entrywise(support)
+    if _is_by_column(support) and column is not None:
+        support = support.cseq[column]  # type: ignore[attr-defined]
 
     def bound(name: str) -> str:
         values = torch.as_tensor(getattr(support, name)).flatten()
@@ -128,6 +130,8 @@ def describe_support(support: Constraint, column: int | None = None) -> str:
             return f"a number from {bound('lower_bound')} to {bound('upper_bound')}"
         case "HalfOpenInterval":
             return f"a number from {bound('lower_bound')} up to, not including, {bound('upper_bound')}"
+        case "Sphere":
+            return "a row of length one"
         case "Simplex":
             return "non-negative entries that sum to one"
         case "OneHot":
@@ -217,7 +221,7 @@ def _check_finite(x: Tensor, place: _Place) -> None:
 
 
 def _check_support(x: Tensor, support: Constraint, place: _Place) -> None:
-    entrywise = support.event_dim == 0 or _entrywise(support) is not support
+    entrywise = support.event_dim == 0 or _entrywise(support) is not support or _is_by_column(support)
     support = _entrywise(support)
     first: tuple[int, int | None] | None = None
     count = 0
@@ -237,11 +241,18 @@ def _check_support(x: Tensor, support: Constraint, place: _Place) -> None:
         if column is not None
         else f"[{', '.join(_number(v) for v in x[row][:6])}" + (", ...]" if x.shape[1] > 6 else "]")
     )
+    if column is not None and _is_by_column(support):
+        support, x = support.cseq[column], x[:, column : column + 1]  # type: ignore[attr-defined]
     total, noun = (x.numel(), "entries do not") if entrywise else (len(x), "rows do not")
     raise DataError(
         f"{place(row, column)} is {found}, expected {describe_support(support, column)} "
         f"({_share(count, total, noun)} fit); {_remedy(x, support)}."
     )
+
+
+def _is_by_column(support: Constraint) -> bool:
+    """Whether it is a constraint for each column, `constraints.stack` along the last dimension."""
+    return isinstance(support, constraints.stack) and support.dim == -1
 
 
 def _remedy(x: Tensor, support: Constraint) -> str:
