@@ -4,7 +4,7 @@
 
 Each algorithm gets the same number of gradients, warm-up included, with two seeds. Look for three things: how many
 gradients each needs until b² of x² stays below 0.01; what the notes say of Laplace and Pathfinder, which end after a few
-hundred gradients; and what changes on the centred form and on the funnel. Figures and numbers go to runs/compare/.
+thousand evaluations; and what changes on the centred form and on the funnel. Figures and numbers go to runs/compare/.
 """
 
 from pathlib import Path

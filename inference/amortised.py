@@ -1,5 +1,6 @@
 """Amortised: the guide itself as the posterior."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ class Amortised:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Posterior:
         """See `ppl_dgm.infer`."""
+        begun = time.perf_counter()
         point = isinstance(program.guide, AutoDelta) if program.has_guide else False
         with torch.no_grad():
             weighing = Weighing(
@@ -71,4 +73,5 @@ class Amortised:
             k = pareto_shape(log_weights)
             stats = shape_statistic(k, self.draws)
             told = f", Pareto k {float(k):.2f}" if k.numel() == 1 else f", median Pareto k {float(k.median()):.2f}"
-        return Posterior(draws, stats=stats, cost=Cost(steps=self.draws), how=what + told, program=program)
+        cost = Cost(steps=self.draws, seconds=time.perf_counter() - begun)
+        return Posterior(draws, stats=stats, cost=cost, how=what + told, program=program)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_dgm.errors import DgmError, FileError, ProgramError, TaskUnavailable
 from ppl_dgm.files import load_json, save_json
+from ppl_dgm.inference.chain_checks import sampled
 from ppl_dgm.inference.replicating import Replication, Simulator
 from ppl_dgm.inference.uniformity import bands, chi_square_p, kolmogorov_smirnov_p, shape_in_words
 from ppl_dgm.progress import progress
@@ -196,7 +197,7 @@ def _independent(posterior: Posterior, draws: int) -> tuple[Posterior, float]:
         posterior = posterior.unweighted(seed=None)
         kept = torch.randperm(length)
     else:
-        if posterior.kind == "asymptotic" and length >= 4:
+        if sampled(posterior) and length >= 4:
             effective = min(effective, _least_effective(posterior))
         order = torch.arange(chains * length).reshape(chains, length)
         kept = order.T.flatten()  # neighbours are of different chains

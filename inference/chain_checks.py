@@ -12,7 +12,18 @@ from ppl_dgm.errors import ProgramError
 from ppl_dgm.inference.psis import pareto_shape, reliable_k
 from ppl_dgm.results import Posterior
 
-__all__ = ["element", "has", "listed", "mixing", "nested_r_hat", "separate_modes", "stuck", "tail_shapes", "tails"]
+__all__ = [
+    "element",
+    "has",
+    "listed",
+    "mixing",
+    "nested_r_hat",
+    "sampled",
+    "separate_modes",
+    "stuck",
+    "tail_shapes",
+    "tails",
+]
 
 R_HAT = 1.01
 ESS_PER_CHAIN, CHAINS_COUNTED = 100, 4  # 400 in all for four chains or more
@@ -21,6 +32,14 @@ _NEVER = 1.05  # R-hat that no shortness excuses
 _APART = 4.0  # gap between groups of chain means, in standard deviations within chains
 _TAIL_DRAWS = 400  # draws from which the shape of a tail is estimated
 _FALSE_ALARMS = 0.01  # of nested R-hat at stationarity
+
+
+def sampled(posterior: Posterior) -> bool:
+    """Whether a sampler made the draws, so that neighbours depend on one another and chains must agree.
+
+    A sampler converges ("asymptotic"), or is unadjusted and gives the log density of its draws (`lp`) all the same.
+    """
+    return posterior.kind == "asymptotic" or "lp" in posterior.stats
 
 
 # -- the numbers ---------------------------------------------------------------------------------------------
@@ -107,26 +126,58 @@ def _ranked(draws: Tensor) -> Tensor:
 
 
 def stuck(posterior: Posterior) -> list[str]:
-    """Chains that never move. What no chain moves is constant by construction, as are the zeros of a triangle."""
+    """Chains that never move. What no chain moves is constant by construction, as are the zeros of a triangle.
+
+    A discrete element may have a posterior so near to 0 or 1 that it never moves: that is a fault only where chains
+    stay at different values.
+    """
     found: list[str] = []
+    apart: list[str] = []
     moves = False
     for name, draws in posterior.draws.items():
-        if draws.shape[1] > 1 and draws.is_floating_point():
-            still = (draws == draws[:, :1]).all(1)  # [chain, *shape]
-            constant = (draws == draws[:1, :1]).flatten(0, 1).all(0)  # [*shape]
-            moves |= not bool(still.all())
-            shown = still & ~constant
-            found += [f"{element(name, index[1:])} in chain {index[0]}" for index in shown.nonzero().tolist()]
-        else:
+        if draws.shape[1] < 2:
             moves = True
+            continue
+        still = (draws == draws[:, :1]).all(1)  # [chain, *shape]
+        if _is_discrete(draws):
+            moves = True
+            apart += [element(name, index) for index in _disagree(draws[:, 0], still).nonzero().tolist()]
+            continue
+        constant = (draws == draws[:1, :1]).flatten(0, 1).all(0)  # [*shape]
+        moves |= not bool(still.all())
+        shown = still & ~constant
+        found += [f"{element(name, index[1:])} in chain {index[0]}" for index in shown.nonzero().tolist()]
     if not moves and posterior.draws:
         found = found or [f"{name} in any chain" for name in posterior.draws]
-    if not found:
-        return []
-    return [
-        f"The draws never move for {listed(found)}; the step size is wrong or the start was stuck: use a "
-        "longer warmup or another seed."
-    ]
+    sentences = []
+    if found:
+        sentences.append(
+            f"The draws never move for {listed(found)}; the step size is wrong or the start was stuck: use a "
+            "longer warmup or another seed."
+        )
+    if apart:
+        sentences.append(
+            f"Chains never leave different values of {listed(apart)}, discrete, so that how often each counts is an accident "
+            "of the starts; sum the site out, or update it together with what it depends on."
+        )
+    return sentences
+
+
+def _is_discrete(draws: Tensor) -> bool:
+    """Whole numbers, as their type says or because all are, and not all the same."""
+    return not draws.is_floating_point() or bool((draws == draws.round()).all() and draws.min() < draws.max())
+
+
+def _disagree(values: Tensor, still: Tensor) -> Tensor:
+    """Where chains that never move have different values, [*shape].
+
+    Arguments:
+        values: of the first draw, [chain, *shape].
+        still: which chains never move, [chain, *shape].
+    """
+    values = values.double()
+    high, low = (torch.where(still, values, sign * -torch.inf) for sign in (1, -1))
+    return high.amax(0) > low.amin(0)
 
 
 def mixing(posterior: Posterior) -> list[str]:

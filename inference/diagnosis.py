@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.chain_checks import has, listed, mixing, nested_r_hat, separate_modes, stuck, tails
+from ppl_dgm.inference.chain_checks import has, listed, mixing, nested_r_hat, sampled, separate_modes, stuck, tails
 from ppl_dgm.inference.mode_search import unseen_modes
 from ppl_dgm.inference.psis import pareto_shape, reliable_k
 from ppl_dgm.results import Posterior
@@ -18,9 +18,9 @@ _BFMI = 0.3
 _SHARE = 0.2  # of the chains whose energy may be low by chance
 _LOW_ACCEPTANCE = 0.2
 _LEFT_BEHIND = 0.1  # acceptance of a chain that hardly moves while the others do
-_SWAP = 0.05
+_SWAP = 0.1  # of the pair of temperatures that exchanges least
+_FAMILIES = 20  # prior draws whose descendants are left, or a fiftieth of the particles
 _ENERGY_VARIANCE = 0.05  # per dimension
-_WORSE = 2.0  # Stein discrepancy over that of independent draws
 
 Check = Callable[[Posterior], list[str]]
 
@@ -33,8 +33,9 @@ def diagnose(posterior: Posterior, search: bool = True) -> list[str]:
     400 in all for four chains or more; chains in separate modes; tails so heavy that the mean may not exist; and, where
     the program is known, modes that a search from widely dispersed points finds and no chain has visited. Of its
     statistics: low energy fraction (BFMI), divergences, trajectories cut short, low acceptance, chains left behind,
-    temperatures that do not exchange, large energy errors of an unadjusted sampler. Of weighted draws and
-    approximations: the Pareto shape of the weights, their effective sample size, other modes, the Stein discrepancy.
+    temperatures that do not exchange or are not gone through, particles of few ancestors, large energy errors of an
+    unadjusted sampler. Of weighted draws and approximations: the Pareto shape of the weights, their effective sample size,
+    other modes, the Stein discrepancy.
 
     Arguments:
         search: look for unvisited modes, at the cost of at most a tenth of the gradients that the run took.
@@ -50,17 +51,12 @@ def diagnose(posterior: Posterior, search: bool = True) -> list[str]:
     if found or not posterior.draws:
         return found
     found = [sentence for check in CHECKS for sentence in check(posterior)]
-    return found + (unseen_modes(posterior) if search and _chains(posterior) else [])
+    return found + (unseen_modes(posterior) if search and sampled(posterior) else [])
 
 
 def _of_chains(check: Check) -> Check:
     """A check for the draws of a sampler alone."""
-    return lambda posterior: check(posterior) if posterior.log_weights is None and _chains(posterior) else []
-
-
-def _chains(posterior: Posterior) -> bool:
-    """Whether a sampler made the draws, one that converges or an unadjusted one: its chains must agree either way."""
-    return posterior.kind == "asymptotic" or "lp" in posterior.stats
+    return lambda posterior: check(posterior) if posterior.log_weights is None and sampled(posterior) else []
 
 
 def _not_finite(posterior: Posterior) -> list[str]:
@@ -172,8 +168,21 @@ def _swaps(posterior: Posterior) -> list[str]:
     if rates is None or float(rates.double().mean()) >= _SWAP:
         return []
     return [
-        f"Neighbouring temperatures hardly exchange their states (rate {float(rates.double().mean()):.3f}), so that the "
-        "hot chains do not help the cold one; use more temperatures, or a longer warmup."
+        f"The ladder of temperatures is broken: neighbours hardly exchange their states (rate {float(rates.double().mean()):.3f}), "
+        "so that the hot chains do not help the cold one; use more temperatures, or a longer warmup."
+    ]
+
+
+def _round_trips(posterior: Posterior) -> list[str]:
+    trips = posterior.stats.get("round_trips")
+    if trips is None:
+        return []
+    without = int((trips[:, -1] == 0).sum())
+    if without < max(1.0, _SHARE * len(trips)):
+        return []
+    return [
+        f"No state has gone from the cold end to the hot one and back in {without} of {len(trips)} chains, so that what they "
+        "say of the mass of each mode is where they started; take more draws, or use another number of temperatures."
     ]
 
 
@@ -204,10 +213,11 @@ def _ancestors(posterior: Posterior) -> list[str]:
     if ancestors is None:
         return []
     fewest = min(len(row.unique()) for row in ancestors)
-    if fewest >= max(10, 0.02 * ancestors.shape[1]):
+    count = ancestors.shape[1]
+    if fewest >= min(max(_FAMILIES, count // 50), count // 2):
         return []
     return [
-        f"All {ancestors.shape[1]} particles of a run descend from {fewest} of those it began with, so that modes may have "
+        f"All {count} particles of a run descend from {fewest} of those it began with, so that modes may have "
         "died out; use more particles, or more moves at each temperature."
     ]
 
@@ -236,22 +246,35 @@ def _weights(posterior: Posterior) -> list[str]:
         what = _whose(int((shape > limit).sum()), len(shape))
         found.append(
             f"The largest of {what} have a heavy tail (Pareto k up to {float(shape.max()):.2f}, reliable below "
-            f"{limit:.2f}), so the approximation is too far from the posterior to be corrected by weights; use a guide "
-            "nearer to the posterior, or a sampler."
+            f"{limit:.2f}), so {_remedy(posterior)[0]}."
         )
     if log_weights is not None:
-        found += _few(log_weights.double().reshape(draws, -1))
+        found += _few(log_weights.double().reshape(draws, -1), _remedy(posterior)[1])
     return found
 
 
-def _few(log_weights: Tensor) -> list[str]:
+def _remedy(posterior: Posterior) -> tuple[str, str]:
+    """What a heavy tail of the weights means and asks for, and what too few effective draws do."""
+    if posterior.how.startswith("annealed importance sampling"):
+        return (
+            "the annealing is too fast to be corrected by weights; use more temperatures, or method='tempered-smc'",
+            "use more temperatures, or more particles",
+        )
+    return (
+        "the approximation is too far from the posterior to be corrected by weights; use a guide nearer to the posterior, "
+        "or a sampler",
+        "take more draws, or learn a better guide first",
+    )
+
+
+def _few(log_weights: Tensor, remedy: str) -> list[str]:
     effective = 1 / torch.softmax(log_weights, 0).square().sum(0)
     few = effective < min(_ESS, len(log_weights))
     if not bool(few.any()):
         return []
     return [
         f"The effective sample size of {_whose(int(few.sum()), len(effective))} is down to {float(effective.min()):.1f} of "
-        f"{len(log_weights)} draws; take more draws, or learn a better guide first."
+        f"{len(log_weights)} draws; {remedy}."
     ]
 
 
@@ -274,7 +297,7 @@ def _discrepancy(posterior: Posterior) -> list[str]:
     if "ksd" not in posterior.stats or "ksd_independent" not in posterior.stats:
         return []
     ksd, independent = (float(posterior.stats[name].double().mean()) for name in ("ksd", "ksd_independent"))
-    if not ksd > _WORSE * independent or not math.isfinite(independent):
+    if not ksd > independent or not math.isfinite(independent):
         return []
     return [
         f"The particles fit the gradient of the density worse than as many independent draws would (Stein discrepancy "
@@ -285,6 +308,6 @@ def _discrepancy(posterior: Posterior) -> list[str]:
 # each looks at one thing; a new one is a function here
 CHECKS: tuple[Check, ...] = (
     _of_chains(stuck), _of_chains(mixing), _of_chains(separate_modes), _left_low, _of_chains(tails),
-    _energy, _divergences, _cut_short, _acceptance, _swaps, _relocations, _unadjusted, _ancestors,
+    _energy, _divergences, _cut_short, _acceptance, _swaps, _round_trips, _relocations, _unadjusted, _ancestors,
     _weights, _other_modes, _discrepancy,
 )  # fmt: skip

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_dgm.batched import batched_runs
+from ppl_dgm.checking import outside_support
 from ppl_dgm.densities.coordinates import Start, base_of, is_coordinate, is_deterministic, is_point
 from ppl_dgm.densities.joint import unchecked
 from ppl_dgm.densities.log_einsum import mappable_hmm
 from ppl_dgm.densities.trees import cast, floats, stack
-from ppl_dgm.errors import NumericalError, TaskUnavailable
+from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
 from ppl_dgm.graphs import Recorder
 from ppl_dgm.program import as_program
 from ppl_dgm.tracing import data_dim, latent_sites
@@ -198,6 +199,8 @@ class Factors:
                 self.scaled = self.scaled or name
             places.append(data_dim(node))
             if node["is_observed"]:
+                if problem := outside_support(fn, node["value"]):
+                    raise ProgramError(f"site {name!r}: {problem}.")
                 self.observed.append(name)
             else:
                 self.latent[name] = _latent(name, node)

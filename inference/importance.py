@@ -1,5 +1,6 @@
 """Importance sampling: evidence, bounds on it and weighted posteriors from draws of a guide or the prior."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,7 @@ class Importance:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Posterior:
         """See `ppl_dgm.infer`."""
+        begun = time.perf_counter()
         with torch.no_grad():
             weighing = Weighing(program, args, kwargs, chunk=self.chunk)
             draws, log_weights = collect(weighing, self.draws)
@@ -134,7 +136,7 @@ class Importance:
             log_weights=smoothed if self.smooth else log_weights,
             log_evidence=score,
             stats=shape_statistic(k, self.draws),
-            cost=Cost(steps=self.draws),
+            cost=Cost(steps=self.draws, seconds=time.perf_counter() - begun),
             how=score.how + (", smoothed" if self.smooth else ""),
             program=program,
         )

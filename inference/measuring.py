@@ -304,20 +304,34 @@ def reached(curve: Tensor, spent: Tensor, low: float = LOW_BIAS) -> float:
 def _at_the_end(curve: dict[str, Tensor], spent: Spent, yardstick: Yardstick) -> dict[str, float]:
     record = {f"b2_{name}": float(values[-1]) for name, values in curve.items()}
     record |= {f"b2_{name}_floor": yardstick.floor(name) for name in yardstick.parts}
-    ruling = "square" if "square" in yardstick.parts else "quantile"  # the slower of the two moments, or what there is
-    if ruling not in yardstick.parts:
-        return record
-    judged = yardstick.floor(ruling) < LOW_BIAS
-    free = float(spent.gradients[-1]) == 0  # gradients say nothing of a method that takes none
+    moments: list[str] = [name for name in ("x", "square") if name in yardstick.parts]
+    ruling = moments or (["quantile"] if "quantile" in yardstick.parts else [])
     for which in ("max", "mean"):
-        values = curve[f"{ruling}_{which}"]
-        at = reached(values, spent.gradients)
-        record[f"reach_{which}"] = at if judged and not free else math.nan
-        record[f"reach_{which}_sampling"] = (
-            at - spent.gradients_before if judged and not free and not spent.at_once else math.nan
-        )
-        record[f"reach_{which}_seconds"] = reached(values, spent.seconds) if judged else math.nan
+        if ruling:  # the largest: symmetric modes show in x alone, widths in x^2
+            values = torch.stack([curve[f"{name}_{which}"] for name in ruling]).amax(0)
+            record |= _crossings(f"reach_{which}", values, spent, max(map(yardstick.floor, ruling)) < LOW_BIAS)
+        if "square" in moments:
+            alone = _crossings(
+                f"reach_square_{which}", curve[f"square_{which}"], spent, yardstick.floor("square") < LOW_BIAS
+            )
+            record |= {name: value for name, value in alone.items() if not name.endswith("_seconds")}
     return record
+
+
+def _crossings(name: str, values: Tensor, spent: Spent, judged: bool) -> dict[str, float]:
+    """What was spent when a curve fell below LOW_BIAS: gradients, those without warm-up, seconds.
+
+    Arguments:
+        values: b^2 up to each draw, [draw].
+        judged: whether the reference is good enough to tell.
+    """
+    counted = judged and float(spent.gradients[-1]) > 0  # gradients say nothing of a method that takes none
+    at = reached(values, spent.gradients)
+    return {
+        name: at if counted else math.nan,
+        f"{name}_sampling": at - spent.gradients_before if counted and not spent.at_once else math.nan,
+        f"{name}_seconds": reached(values, spent.seconds) if judged else math.nan,
+    }
 
 
 def _thinned_curve(curve: dict[str, Tensor], spent: Spent) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Pathfinder:
 
     and that with the highest evidence lower bound is kept, often well before the mode, where the bulk of the posterior
     lies. Draws of all paths are pooled with weights p / (mean of the paths' q), Pareto-smoothed. All paths climb at once.
-    It costs some hundred gradients, and is a good start for a sampler (`pathfinder_initial`).
+    It costs some hundred gradients, and is a good start for a sampler (`dgm.NUTS(start=posterior)`).
 
     Arguments:
         draws: of all paths together.

@@ -1,7 +1,6 @@
 """References: what a posterior's moments are, how well that is known, and draws from it where there are some."""
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_dgm.errors import FileError, ProgramError, TaskUnavailable
+from ppl_dgm.errors import FileError, TaskUnavailable
 from ppl_dgm.files import load_json, save_json
 from ppl_dgm.inference.distances import thinned
+from ppl_dgm.inference.scalars import MOMENTS, listed_moments
 from ppl_dgm.results import Posterior, Score
 
 __all__ = ["Reference", "column_weights", "finite_json", "flat_coordinates", "weighted_moments", "with_infinities"]
 
 _DRAWS = 4000  # draws that a reference keeps, and that are made of a program that can be run forward
 _FORMAT = "ppl-dgm reference 1"
-_TENSORS = ("mean", "square", "variance", "square_variance", "mcse_mean", "mcse_square")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Reference:
         """The moments of draws, with the MCSE of chains by ArviZ's effective sample size (weighted ones by their
         weights), or of closed forms, where the posterior has them.
         """
-        parts: dict[str, Any] = {key: {} for key in _TENSORS}
+        parts: dict[str, Any] = {key: {} for key in MOMENTS}
         for site, draws in posterior.draws.items():
             for key, value in _moments(posterior, site, draws).items():
                 parts[key][site] = value
@@ -95,7 +94,7 @@ class Reference:
         Arguments:
             target: a `ppl_dgm.inference.targets.Target`, or an object with its attributes.
         """
-        parts: dict[str, Any] = {key: _double(getattr(target, key, {})) for key in _TENSORS}
+        parts: dict[str, Any] = {key: _double(getattr(target, key, {})) for key in MOMENTS}
         for key, like in (("mcse_mean", "mean"), ("mcse_square", "square")):
             for site, value in parts[like].items():
                 parts[key].setdefault(site, torch.zeros_like(value))
@@ -148,7 +147,7 @@ class Reference:
     def plain(self) -> dict[str, Any]:
         """All but the draws, as JSON has it."""
         content: dict[str, Any] = {"format": _FORMAT, "name": self.name, "how": self.how}
-        content |= {key: {s: v.tolist() for s, v in getattr(self, key).items()} for key in _TENSORS}
+        content |= {key: {s: v.tolist() for s, v in getattr(self, key).items()} for key in MOMENTS}
         content["quantiles"] = {s: {str(p): q.tolist() for p, q in t.items()} for s, t in self.quantiles.items()}
         if self.log_evidence is not None:
             score = self.log_evidence
@@ -168,7 +167,7 @@ class Reference:
             value = torch.tensor(stored["value"], dtype=torch.float64)
             evidence = Score(value, stored["kind"], stderr, stored["how"])
         return cls(
-            content["name"], content["how"], **{key: _double(content[key]) for key in _TENSORS},
+            content["name"], content["how"], **{key: _double(content[key]) for key in MOMENTS},
             quantiles={s: {float(p): q for p, q in _double(t).items()} for s, t in content["quantiles"].items()},
             draws=_double(content["draws"]) if "draws" in content else None,
             log_evidence=evidence, findings=list(content["findings"]),
@@ -236,7 +235,7 @@ def _moments(posterior: Posterior, site: str, draws: Tensor) -> dict[str, Tensor
     x, weights = flat_coordinates(draws), column_weights(posterior, shape)
     mean, variance, mcse_mean = weighted_moments(x, weights)
     square, square_variance, mcse_square = weighted_moments(x.square(), weights)
-    found = dict(zip(_TENSORS, (mean, square, variance, square_variance, mcse_mean, mcse_square), strict=True))
+    found = dict(zip(MOMENTS, (mean, square, variance, square_variance, mcse_mean, mcse_square), strict=True))
     found = {key: value.reshape(shape) for key, value in found.items()}
     known = (posterior.exact or {}).get(site)
     closed = None if known is None else _closed_form(known, shape)
@@ -261,40 +260,12 @@ def _closed_form(distribution: Any, shape: tuple[int, ...]) -> tuple[Tensor, Ten
 
 
 def _from_posteriordb(content: dict[str, Any]) -> Reference:
-    """Var[x^2] is not in the database: its MCSE times the root of the effective number of draws is used, and that
-    number is Var[x] / MCSE[x]^2 (the draws are close to independent).
-    """
-    first, second = content["mean"], content["mean_squared"]
-    mean, square = _arrays(first["names"], first["mean_value"]), _arrays(second["names"], second["mean_squared_value"])
-    mcse_mean, mcse_square = _arrays(first["names"], first["mcse_mean"]), _arrays(second["names"], second["mcse_mean"])
-    if mean.keys() != square.keys():
-        raise ProgramError("the means and the mean squares are of different sites; fetch the entry again.")
-    variance = {site: (square[site] - mean[site].square()).clamp(min=0.0) for site in mean}
-    count = {site: variance[site] / mcse_mean[site].square() for site in mean}
-    square_variance = {site: mcse_square[site].square() * count[site] for site in mean}
-    return Reference(
-        str(content.get("name", "posteriordb")), str(content.get("source", "posteriordb")), mean, square, variance,
-        square_variance, mcse_mean, mcse_square,
-    )  # fmt: skip
-
-
-def _arrays(names: list[str], values: list[float]) -> dict[str, Tensor]:
-    """Scalars named `beta[1,2]`, counted from one, as arrays; elements that are not listed are NaN."""
-    cells: dict[str, dict[tuple[int, ...], float]] = {}
-    for name, value in zip(names, values, strict=True):
-        match = re.fullmatch(r"([^\[\]]+)(?:\[([\d,\s]+)\])?", name)
-        if match is None:
-            raise ValueError(f"the scalar's name {name!r} is not of the form site[1,2]")
-        index = tuple(int(i) - 1 for i in match[2].split(",")) if match[2] else ()
-        cells.setdefault(match[1], {})[index] = float(value)
-    arrays = {}
-    for site, table in cells.items():
-        shape = [max(axis) + 1 for axis in zip(*table, strict=True)]
-        array = torch.full(shape, math.nan, dtype=torch.float64)
-        for index, value in table.items():
-            array[index] = value
-        arrays[site] = array
-    return arrays
+    tables = [
+        dict(zip(table["names"], zip(table[value], table["mcse_mean"], strict=True), strict=True))
+        for table, value in ((content["mean"], "mean_value"), (content["mean_squared"], "mean_squared_value"))
+    ]
+    how = str(content.get("source", "posteriordb"))
+    return Reference(str(content.get("name", "posteriordb")), how, **listed_moments(*tables))  # type: ignore[arg-type]
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

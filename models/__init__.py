@@ -12,6 +12,9 @@ _ZOO = {
     "MixtureOfCategoricals": "mixtures.categorical",
     "MixtureOfBernoullis": "mixtures.bernoulli",
     "MixtureOfPoissons": "mixtures.poisson",
+    "MixtureOfStudents": "mixtures.student",
+    "MixtureOfVonMisesFishers": "mixtures.von_mises_fisher",
+    "MixtureOfMixedColumns": "mixtures.mixed",
     "ProbabilisticPCA": "latent.ppca",
     "VAE": "latent.vae",
     "TopDownVAE": "hierarchical.top_down",
@@ -21,7 +24,17 @@ _ZOO = {
     "Circuit": "circuits.circuit",
 }
 
-__all__ = [*_ZOO, "find", "names"]
+# what else the families offer: programs whose examples share unknown parameters, so that one example has no answer of
+# its own, and tools for particular programs
+_BESIDES = {
+    "BayesianMixture": "mixtures.bayesian",
+    "DirichletProcessMixture": "mixtures.bayesian",
+    "CollapsedMixtureGibbs": "mixtures.collapsed",
+    "choose_components": "mixtures.choosing",
+    "relabel": "mixtures.labels",
+}
+
+__all__ = [*_ZOO, *_BESIDES, "find", "names"]
 
 
 def names() -> list[str]:
@@ -48,12 +61,13 @@ def _plain(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ZOO:
+    module = _ZOO.get(name) or _BESIDES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_ZOO[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ZOO})
+    return sorted({*globals(), *_ZOO, *_BESIDES})

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 __all__ = ["comparison_figure"]
 
@@ -95,20 +97,31 @@ def _bias(axes: Axes, comparison: Any, column: str, styles: dict[str, dict[str, 
             axes.plot(*middle[0], "|", color=style["color"], markersize=14, markeredgewidth=1.5)
     axes.axhline(_LOW, color="0.45", linewidth=0.8, linestyle="--")
     _beside(axes, "0.01", (1, _LOW), (3, 0), "center")
-    runs, floor = comparison.runs, f"b2_{column.removesuffix('_max').removesuffix('_mean')}_floor"
-    level = float(runs[floor].max()) if floor in runs else 0.0
-    if level > _SMALLEST and column.endswith("_max"):
-        axes.axhspan(_SMALLEST / 10, level, color="0.9", zorder=0)
-        _beside(axes, "the reference's own error", (0.02, level), (0, -3), "top")
     values = curves.loc[np.isfinite(curves[column]) & curves["method"].isin(styles), column]
     if len(values):
         low, high = max(min(values.min(), _LOW), _SMALLEST), max(float(values.max()), 10 * _LOW)
         axes.set_ylim(low / 2, min(high * 2, 1e4))
+    runs, floor = comparison.runs, f"b2_{column.removesuffix('_max').removesuffix('_mean')}_floor"
+    level = float(runs[floor].max()) if floor in runs else 0.0
+    if level > axes.get_ylim()[0] and column.endswith("_max"):  # else it lies below the panel
+        axes.axhspan(_SMALLEST / 10, level, color="0.9", zorder=0)
+        _beside(axes, "the reference's own error", (0.02, level), (0, -3), "top")
     budget = comparison.settings["budget"]
     if budget and budget[1] == "gradients":
         axes.axvline(budget[0], color="0.45", linewidth=0.8, linestyle=":")
     axes.set_xlabel("gradients of all chains; a curve begins (|) after warm-up", fontsize=9)
     axes.tick_params(labelsize=8)
+    _few_labels(axes.xaxis)
+    _few_labels(axes.yaxis)
+
+
+def _few_labels(axis: Axis) -> None:
+    """Labels on a logarithmic axis that do not run into one another: 1, 2, 5 of each decade, or powers of ten alone."""
+    low, high = axis.get_view_interval()
+    if high < 300 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}".replace(",", " ") if x >= 1 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _beside(axes: Axes, text: str, place: tuple[float, float], by: tuple[float, float], align: str) -> None:
@@ -158,7 +171,9 @@ def _distance(axes: Axes, found: pd.DataFrame, styles: dict[str, dict[str, Any]]
     """Sliced Wasserstein distance beside its floor, or where there are no reference draws the worst error."""
     distances = "sliced_wasserstein" in found and found["sliced_wasserstein"].notna().any()
     column = "sliced_wasserstein" if distances else "worst_error"
-    title = "sliced Wasserstein distance to the reference" if distances else "largest error, in standard errors"
+    title = (
+        "sliced Wasserstein distance to the reference" if distances else "largest error, in standard errors (dashed: 4)"
+    )
     axes.set_title(title, fontsize=10)
     drawn = False
     for place, (method, values) in enumerate(found.iterrows()):
@@ -199,6 +214,7 @@ def _named_lines(axes: Axes, found: pd.DataFrame, drawn: bool, otherwise: str) -
         shown = np.concatenate([line.get_xdata() for line in axes.lines])
         if shown.max() > 10 * shown.min():  # on less than a decade logarithmic labels would crowd
             axes.set_xscale("log")
+            _few_labels(axes.xaxis)
     else:
         axes.set_xticks([])
         axes.text(0.5, 0.5, otherwise, ha="center", va="center", transform=axes.transAxes, color="0.4")

@@ -16,7 +16,7 @@ from .densities.log_einsum import mappable_hmm
 from .densities.reference import check_noise, check_reference, close
 from .densities.trees import cast, floats, stack
 from .errors import DgmError, NumericalError, ProgramError, TaskUnavailable
-from .graphs import Recorder, short_bernoulli, value_and_gradient
+from .graphs import NaNForSingular, Recorder, short_bernoulli, value_and_gradient
 from .program import as_program
 from .randomness import seeded
 
@@ -170,7 +170,7 @@ class LogDensity:
         flat = z.reshape(-1, self.dim)
         parts = [self._mapped(self._joint.pointwise, rows) for rows in flat.split(_ROWS)]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {name: value.reshape(*z.shape[:-1], *value.shape[1:]) for name, value in joined.items()}
+        return {name: value.reshape(z.shape[:-1] + value.shape[1:]) for name, value in joined.items()}
 
     def _parts_differentiated(self, z: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad(), short_bernoulli():
@@ -295,7 +295,7 @@ class LogDensity:
         """The sites' values at points of R^d.
 
         Arguments:
-            z: [..., d], such as [chains, draws, d].
+            z: [..., d], such as [chains, draws, d], or one point [d].
 
         Returns:
             {latent site: [..., *shape]} and {deterministic site: [..., *shape]}.
@@ -304,15 +304,16 @@ class LogDensity:
         flat = z.reshape(-1, self.dim)
         if self._fixed and not self.deterministic:
             draws = {
-                name: site.transform(flat[:, site.place].reshape(-1, *site.shape)) for name, site in self.sites.items()
+                name: site.transform(flat[:, site.place].reshape(len(flat), *site.shape))
+                for name, site in self.sites.items()
             }
-            return {name: value.reshape(*lead, *value.shape[1:]) for name, value in draws.items()}, {}
+            return {name: value.reshape(lead + value.shape[1:]) for name, value in draws.items()}, {}
         parts = [self._mapped(self._joint.values, rows) for rows in flat.split(_ROWS)]
         both = []
         for which in range(2):
             names = parts[0][which]
             both.append({name: torch.cat([part[which][name] for part in parts]) for name in names})
-        return tuple({name: value.reshape(*lead, *value.shape[1:]) for name, value in part.items()} for part in both)  # type: ignore[return-value]
+        return tuple({name: value.reshape(lead + value.shape[1:]) for name, value in part.items()} for part in both)  # type: ignore[return-value]
 
     def unconstrain(self, draws: dict[str, Tensor]) -> Tensor:
         """The points [..., d] of R^d at which the latent sites have these values, the inverse of `constrain`.
@@ -363,7 +364,7 @@ class LogDensity:
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
-            with self.program.running(), unchecked(), mappable_hmm():
+            with self.program.running(), unchecked(), mappable_hmm(), NaNForSingular():
                 yield
         finally:
             torch.set_default_dtype(before)

@@ -111,6 +111,12 @@ def gamma(x):
         pyro.sample("x", dist.Exponential(rate), obs=x)
 
 
+def powers(x):
+    shape = pyro.sample("shape", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Gamma(shape, 1.0), obs=x)
+
+
 class NoDensity(dist.TorchDistribution):
     arg_constraints = {}
     support = dist.constraints.real
@@ -157,8 +163,9 @@ LIBRARY = {  # name: (what to do, words that must occur)
     "scale negative": (lambda: dgm.score(negative, torch.tensor(0.0)), ["after site 'mu'", "scale", "positive", "softplus"]),
     "site twice": (lambda: dgm.score(twice, torch.tensor(0.0)), ["site 'x'", "twice", "name of its own"]),
     "score without a density": (lambda: dgm.score(no_density, torch.tensor(0.0)), ["site 'x'", "no log density", "log_prob"]),
-    "score without a guide": (lambda: dgm.score(gamma, torch.ones(3)), ["'rate'", "pass guide="]),
+    "score without a guide": (lambda: dgm.score(powers, torch.ones(3)), ["'shape'", "pass guide="]),
     "negative data where positive": (lambda: dgm.infer(gamma, torch.tensor([1.0, -2.0])), ["site 'x'", "-2 at index (1,)", "at least 0|above 0"]),
+    "the same, with a positive total": (lambda: dgm.infer(gamma, torch.tensor([3.0, -1.0])), ["site 'x'", "-1 at index (1,)"]),
     "model is no function": (lambda: dgm.infer(torch.ones(3)), ["must be callable", "pass the function itself"]),
     "arguments missing": (lambda: dgm.infer(gamma), ["'x'", "give the model's own arguments"]),
     "unknown method": (lambda: dgm.infer(gamma, torch.ones(2), method="nuts!"), ["'nuts!'", "pyro-nuts"]),

@@ -300,6 +300,20 @@ def test_constrain_keeps_chains_and_draws_apart() -> None:
     torch.testing.assert_close(d.unconstrain(draws), z)
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_one_point_has_the_values_of_the_sites_without_a_leading_dimension(name: str) -> None:
+    d = density(name)
+    z = d.initial(2, seed=0)
+    for one, many in zip(d.constrain(z[1]), d.constrain(z), strict=True):
+        assert one.keys() == many.keys()
+        for site, value in one.items():
+            torch.testing.assert_close(value, many[site][1])
+    torch.testing.assert_close(d.unconstrain(d.constrain(z[1])[0]), z[1])
+    if not d.summed:
+        for site, value in d.pointwise(z).items():
+            torch.testing.assert_close(d.pointwise(z[1])[site], value[1])
+
+
 def test_dependent_support_follows_the_other_site() -> None:
     d = density("dependent")
     assert d.sites["low"].depends and not d.sites["high"].depends

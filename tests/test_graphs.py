@@ -449,6 +449,39 @@ def test_integer_indices_are_not_data_dependent():
     replays(lambda x: x[torch.tensor([0, 2])] + x.gather(0, x.argsort()[:2]), torch.randn(4))
 
 
+SQUEEZED = {
+    "solve": lambda a: (torch.ones(3) @ torch.linalg.solve(a, torch.arange(3.0))).sum(),
+    "inverse": lambda a: (torch.ones(3) @ torch.inverse(a) @ torch.arange(3.0)).sum(),
+    "squeezed": lambda a: ((b := a[:, :1] * 2).square(), b.squeeze_(1).unsqueeze_(0) @ a)[1].sum() + b.sum(),
+    "transposed": lambda a: (b := a.exp()).sum(0).dot((b * 2).t_()[0]),
+}
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "vmap"])
+@pytest.mark.parametrize("name", SQUEEZED)
+def test_shapes_that_are_changed_in_place_are_views(name: str, mapped: bool) -> None:
+    """As the products of matrices and vectors in linear algebra do to what they have made, and in their gradients."""
+    many = torch.func.vmap(SQUEEZED[name]) if mapped else SQUEEZED[name]
+
+    def fn(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = many(x).sum()
+            return value.detach(), torch.autograd.grad(value, x)[0]
+
+    shape = (2, 3, 3) if mapped else (3, 3)
+    first, second = (torch.rand(shape) + 3 * torch.eye(3) for _ in range(2))
+    graph = record(fn, first)
+    for x in (first, second):
+        for found, expected in zip(graph(x), fn(x), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_an_input_that_is_squeezed_in_place_is_refused() -> None:
+    with pytest.raises(NotRecordable, match="another shape"):
+        record(lambda x: x.squeeze_(0) * 2, torch.ones(1, 3))
+
+
 def test_errors_of_the_function_are_its_own_and_leave_nothing_behind():
     before = {name: getattr(torch.Tensor, name) for name in ("tolist", "numpy", "item", "__bool__")}
 

@@ -13,7 +13,6 @@ developing Bayesian inference algorithms; https://github.com/stan-dev/posteriord
 import json
 import math
 import os
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,14 +27,13 @@ from torch import Tensor
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import FileError, ProgramError
 from ppl_dgm.inference.references import weighted_moments
+from ppl_dgm.inference.scalars import Values, listed_moments, place
 from ppl_dgm.results import Posterior
 
 from .posteriordb_programs import PROGRAMS
 from .target import Target
 
 __all__ = ["PROGRAMS", "Entry", "default_folder", "names", "read", "target"]
-
-Values = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -94,26 +92,17 @@ class Entry:
     def target(self, program: Callable[..., Any], *args: Any, rename: dict[str, str] | None = None) -> Target:
         """A target with these references.
 
-        Var[x^2], which the database does not have, comes from the draws, or is the squared Monte Carlo error of E[x^2]
-        times Var[x] / MCSE[x]^2, the effective number of draws.
+        Var[x^2], which the database does not have: see `ppl_dgm.inference.scalars.listed_moments`.
 
         Arguments:
             program: whose latent and deterministic sites have the reference's names.
             *args: its arguments.
             rename: {name in the reference: site}, where the program calls it otherwise.
         """
-        mean, square = _arrays(self.mean, 0), _arrays(self.mean_squared, 0)
-        mcse_mean, mcse_square = _arrays(self.mean, 1), _arrays(self.mean_squared, 1)
-        variance = {site: square[site] - mean[site].square() for site in mean}
-        spread = {s: mcse_square[s].square() * variance[s] / mcse_mean[s].square() for s in mean}
-        if self.draws is not None:
-            spread = _arrays({name: (float(x.square().var()), 0.0) for name, x in self.draws.items()}, 0)
-        tables = (mean, square, variance, {s: spread[s] for s in mean}, mcse_mean, mcse_square)
-        fields = ("mean", "square", "variance", "square_variance", "mcse_mean", "mcse_square")
         sites = rename or {}
         moments: dict[str, Any] = {
             key: {sites.get(site, site): value for site, value in table.items()}
-            for key, table in zip(fields, tables, strict=True)
+            for key, table in listed_moments(self.mean, self.mean_squared, self.draws).items()
         }
         dim = LogDensity(program, *args, check=False).dim
         return Target(self.name, program, args, dim, **moments, made={"source": "posteriordb"})
@@ -242,35 +231,12 @@ def _unknown(root: Path, name: str) -> str:
 # -- names of scalars ----------------------------------------------------------------------------------------
 
 
-def _index(name: str) -> tuple[str, tuple[int, ...]]:
-    """`theta[2,1]` is element (1, 0) of theta."""
-    found = re.fullmatch(r"([^\[\]]+)(?:\[(\d+(?:,\d+)*)\])?", name)
-    if found is None:
-        raise FileError(f"the reference names a scalar {name!r}, which is not of the form site[1,2].")
-    return found[1], tuple(int(i) - 1 for i in found[2].split(",")) if found[2] else ()
-
-
 def _element(name: str, values: dict[str, Tensor]) -> Tensor:
-    site, index = _index(name)
+    site, index = place(name)
     if site not in values:
         raise ProgramError(
             f"the reference has {name!r}, but there is no site {site!r}, only {', '.join(map(repr, values))}; "
             "name the program's sites as the reference does."
         )
-    place: tuple[Any, ...] = (..., *index)
-    return values[site][place]
-
-
-def _arrays(values: Values, which: int) -> dict[str, Tensor]:
-    """Scalars as arrays, {site: [*shape]}; elements that the reference leaves out are NaN."""
-    table: dict[str, dict[tuple[int, ...], float]] = {}
-    for name, pair in values.items():
-        site, index = _index(name)
-        table.setdefault(site, {})[index] = pair[which]
-    arrays = {}
-    for site, elements in table.items():
-        shape = [1 + max(axis) for axis in zip(*elements, strict=True)]
-        arrays[site] = torch.full(shape, torch.nan, dtype=torch.float64)
-        for index, value in elements.items():
-            arrays[site][index] = value
-    return arrays
+    at: tuple[Any, ...] = (..., *index)
+    return values[site][at]

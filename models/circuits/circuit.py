@@ -14,6 +14,7 @@ from ppl_dgm.distributions.circuit import CircuitDistribution
 from ppl_dgm.distributions.circuit.completion import Completion
 from ppl_dgm.distributions.circuit.entries import as_rows, split_missing
 from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.evaluate.baselines import normalise
 from ppl_dgm.program import Answer, Program
 from ppl_dgm.results import Score
 
@@ -53,6 +54,8 @@ class Circuit(Program):
         options: of the structure, by the names of its builder's arguments: {"replicas": 16, "depth": 4, "seed": 1} for
             "random", {"step": 2} for "poon-domingos", {"cuts": "four"} for "quad-tree", {"min_rows": 100} for
             "learn-spn", {"max_depth": 5} for "cutset", {"target": 0, "trees": 50} for "forest".
+        smoothing: for "hclt" and region graphs over values in order, as grey levels: in learning, the share of each
+            value's expected count that goes to its two neighbours.
 
     Raises:
         ProgramError: an argument is out of range, or the graph is not a smooth and decomposable circuit.
@@ -71,8 +74,11 @@ class Circuit(Program):
         components: int = 1,
         shape: Sequence[int] | None = None,
         options: dict[str, Any] | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ProgramError(f"smoothing is {smoothing}, but a share from 0 to below 1 was expected.")
         sizes = (("observed", observed), ("values", values), ("units", units), ("components", components))
         for name, number in sizes:
             if number < 1:
@@ -85,10 +91,10 @@ class Circuit(Program):
         _check_options(structure, components, shape, options)
         added = values / 10 if pseudo_count is None else pseudo_count
         if structure == "hclt":
-            self.weights = RegionParameters(observed, values, None, units, components, added)
+            self.weights = RegionParameters(observed, values, None, units, components, added, smoothing)
         elif isinstance(structure, str) and structure in REGION_STRUCTURES:
             regions = regions_named(structure, observed, shape, options)
-            self.weights = RegionParameters(observed, values, regions, units, 1, added)
+            self.weights = RegionParameters(observed, values, regions, units, 1, added, smoothing)
         elif isinstance(structure, str) and structure in FOUND_STRUCTURES:
             self.weights = FoundParameters(observed, values, structure, pseudo_count, options)
         elif isinstance(structure, str):
@@ -110,6 +116,31 @@ class Circuit(Program):
 
         checked = check_structure(graph, values)
         return cls(checked.variables, checked.values, graph_to_json(graph), pseudo_count)
+
+    @classmethod
+    def from_forest(
+        cls, forest: Any, x: Tensor, target: int, values: int | None = None, pseudo_count: float = 0.1
+    ) -> "Circuit":
+        """The generative forest of a fitted scikit-learn forest or tree; see `models.circuits.forest`.
+
+        Arguments:
+            forest: fitted to predict variable `target` from the other columns of x, in their order.
+            x: [n, D] complete rows of categories, which are counted in the forest's leaves.
+            target: the variable that the forest predicts.
+            values: K; None: one more than the largest entry of x.
+            pseudo_count: added to each node's counts.
+
+        Raises:
+            ProgramError: the forest does not fit the data.
+            DataError: an entry is not a category.
+        """
+        from .forest import forest_circuit
+
+        values = int(x.max()) + 1 if values is None else values
+        rows, _ = as_rows(x, x.shape[-1], values, missing=False)
+        base = torch.stack([torch.bincount(column, minlength=values) for column in rows.T]).double() + 1 / values
+        made = forest_circuit(forest, rows, values, target)
+        return cls.from_graph(made.weighted(normalise(base).cpu().numpy(), pseudo_count), values)
 
     # -- the story ---------------------------------------------------------------------------------
 
@@ -219,17 +250,17 @@ class Circuit(Program):
         """
         return self.distribution().map(*self._rows(x))
 
-    def approximate_map(self, x: Tensor, draws: int = 32, sweeps: int = 10) -> Completion:
+    def approximate_map(self, x: Tensor, draws: int = 32, sweeps: int = 10, branches: int = 0) -> Completion:
         """The best completion found of each row with missing entries, and a bound that none exceeds.
 
         Arguments:
             x: [batch, D], -1 or NaN where missing.
-            draws, sweeps: of the search; see `CircuitDistribution.approximate_map`.
+            draws, sweeps, branches: of the search; see `CircuitDistribution.approximate_map`.
 
         Raises:
             DataError: an entry is not a category, or the observed entries have probability zero.
         """
-        return self.distribution().approximate_map(*self._rows(x), draws=draws, sweeps=sweeps)
+        return self.distribution().approximate_map(*self._rows(x), draws=draws, sweeps=sweeps, branches=branches)
 
     def story(self) -> Callable[..., Tensor]:
         """The circuit as a Pyro program with its hidden choices as sites; see `models.circuits.story`.
@@ -272,9 +303,15 @@ class Circuit(Program):
         Returns:
             The mean log likelihood of the observed entries before the step, in nats.
         """
+        if isinstance(self.weights, RegionParameters) and self.weights.smoothing:
+            raise ProgramError("with smoothing, steps do not climb the likelihood; learn it with method='online-em'.")
         value, expected = self._expected(x)
         self.weights.em_update(expected)
         return value
+
+    def log_prior(self) -> Tensor | float:
+        """Log density of the prior that the pseudo-counts of a region circuit stand for, up to a constant; else 0."""
+        return self.weights.log_prior() if isinstance(self.weights, RegionParameters) else 0.0
 
     def em_statistics(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mean log likelihood of the observed entries in nats, and the expected counts of all weights per row."""
@@ -330,5 +367,5 @@ def _check_options(structure: Any, components: int, shape: Any, options: Any) ->
     regions = isinstance(structure, str) and structure in REGION_STRUCTURES
     if shape is not None and not regions:
         raise ProgramError(f"shape is {shape!r}, but structure {structure!r} cuts no images; leave it out.")
-    if options and not (regions or structure in FOUND_STRUCTURES):
+    if options and not (regions or (isinstance(structure, str) and structure in FOUND_STRUCTURES)):
         raise ProgramError(f"options is {options!r}, but structure {structure!r} takes none; leave them out.")

@@ -1,11 +1,13 @@
 """Circuits written down while data are split: nodes that hold counts, and the weights that smoothed counts give."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import networkx as nx
 import numpy as np
 
-__all__ = ["CountedCircuit"]
+__all__ = ["CountedCircuit", "Tables"]
+
+Tables = Callable[[float], tuple[np.ndarray, np.ndarray]]
 
 
 class CountedCircuit:
@@ -17,7 +19,7 @@ class CountedCircuit:
     >>> made = CountedCircuit(2)
     >>> both = made.product([made.input(0, [3, 1]), made.input(1, [2, 2])])
     >>> graph = made.weighted(np.full((2, 2), 0.5), pseudo_count=1.0)
-    >>> graph.nodes["x0.1"]["probs"]
+    >>> graph.nodes["x0.0"]["probs"]
     [0.7, 0.3]
     """
 
@@ -93,6 +95,49 @@ class CountedCircuit:
                         graph.add_edge(name, child, weight=weight)
         root = next(name for name in self.graph if self.graph.in_degree(name) == 0)
         return graph.subgraph(nx.descendants(graph, root) | {root}).copy()
+
+    def tables(self, names: Sequence[Hashable], base: np.ndarray) -> Tables:
+        """What another pseudo-count makes of the same nodes, without writing the graph again.
+
+        Arguments:
+            names: of all nodes in some order.
+            base: [D, K] the variables' distributions.
+
+        Returns:
+            A function from a pseudo-count above 0 to the inputs' log probabilities [I, K] and the log weights of the
+            sums' edges [E], nodes and edges in the order of `names`.
+        """
+        node = self.graph.nodes
+        inputs = [name for name in names if node[name]["kind"] == "input"]
+        counts, prior = np.zeros((2, len(inputs), self.values))
+        for i, name in enumerate(inputs):
+            data = node[name]
+            if "value" in data:
+                prior[i, data["value"]] = 1
+            else:
+                counts[i] = data["counts"]
+                prior[i] = base[data["variable"]] * data["open"]
+        prior /= prior.sum(-1, keepdims=True)
+        edges = [
+            (i, name, child)
+            for i, name in enumerate(names)
+            if node[name]["kind"] == "sum"
+            for child in self.graph[name]
+        ]
+        owner = np.array([i for i, _, _ in edges], dtype=int)
+        told = [(node[name]["told"], self.graph.edges[name, child]["position"]) for _, name, child in edges]
+        weight = np.array([self.graph.edges[name, child]["count"] for _, name, child in edges])
+        share = np.array([1.0 if variable is None else base[variable, k] for variable, k in told])
+        share = share / np.bincount(owner, share, len(names))[owner] if len(edges) else share
+
+        def tables(pseudo_count: float) -> tuple[np.ndarray, np.ndarray]:
+            leaves = counts + pseudo_count * prior
+            weights = weight + pseudo_count * share
+            total = np.bincount(owner, weights, len(names))[owner] if len(edges) else weights
+            with np.errstate(divide="ignore"):
+                return np.log(leaves / leaves.sum(-1, keepdims=True)), np.log(weights / total)
+
+        return tables
 
     def _name(self, start: str) -> str:
         return f"{start}{len(self.graph)}"

@@ -47,7 +47,7 @@ def forest_circuit(forest: Any, x: Tensor, values: int, target: int) -> CountedC
 
 
 def learn_forest(
-    x: Tensor, values: int, target: int = -1, trees: int = 20, min_rows: int = 10, max_depth: int | None = None
+    x: Tensor, values: int, target: int = -1, trees: int = 10, min_rows: int | None = None, max_depth: int | None = None
 ) -> CountedCircuit:
     """Fit a random forest that predicts one variable from the others, and make it a circuit.
 
@@ -56,7 +56,7 @@ def learn_forest(
         values: K.
         target: the variable to predict; negative: counted from the last.
         trees: how many.
-        min_rows: in a leaf.
+        min_rows: in a leaf; None: one in a hundred rows, and at least 10.
         max_depth: questions above a leaf.
 
     Raises:
@@ -65,6 +65,7 @@ def learn_forest(
     from sklearn.ensemble import RandomForestClassifier
 
     width = x.shape[1]
+    min_rows = max(10, len(x) // 100) if min_rows is None else min_rows
     if not -width <= target < width or width < 2 or trees < 1 or min_rows < 1:
         raise ProgramError(
             f"forest: target {target} must be one of at least two variables ({width} here), trees {trees} and min_rows "

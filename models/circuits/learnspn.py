@@ -13,6 +13,8 @@ from .counted import CountedCircuit
 
 __all__ = ["learn_spn"]
 
+_DEEPEST = 200  # splits above a leaf; clusters of single rows would go on for as many rows as there are
+
 
 def learn_spn(
     x: Tensor, values: int, significance: float = 1e-3, min_rows: int = 50, clusters: int = 2, steps: int = 25
@@ -47,16 +49,16 @@ def learn_spn(
         counts = [torch.bincount(rows[:, v], minlength=values).tolist() for v in scope]
         return made.product([made.input(v, c) for v, c in zip(scope, counts, strict=True)])
 
-    def grow(rows: Tensor, scope: list[int], try_split: bool) -> str:
-        if len(scope) == 1 or len(rows) < min_rows:
+    def grow(rows: Tensor, scope: list[int], try_split: bool, depth: int = 0) -> str:
+        if len(scope) == 1 or len(rows) < min_rows or depth == _DEEPEST:
             return factorised(rows, scope)
         if try_split and len(parts := _independent(rows[:, scope], values, significance)) > 1:
-            return made.product([grow(rows, [scope[i] for i in part], False) for part in parts])
+            return made.product([grow(rows, [scope[i] for i in part], False, depth + 1) for part in parts])
         label = _cluster(rows[:, scope], values, clusters, steps)
         found = [rows[label == c] for c in range(clusters) if bool((label == c).any())]
         if len(found) < 2:
             return factorised(rows, scope)
-        return made.sum([grow(part, scope, True) for part in found], [len(part) for part in found])
+        return made.sum([grow(part, scope, True, depth + 1) for part in found], [len(part) for part in found])
 
     grow(x, list(range(x.shape[1])), True)
     return made

@@ -110,7 +110,10 @@ def poon_domingos_regions(height: int, width: int, step: int = 1) -> RegionGraph
             for i in range(len(rows) - down):
                 for j in range(len(columns) - across):
                     box = (i, i + down, j, j + across)
-                    cuts = [(name[i, k, j, j + across], name[k, i + down, j, j + across]) for k in range(i + 1, box[1])]
+                    cuts: list[tuple[int, ...]] = []
+                    cuts += [
+                        (name[i, k, j, j + across], name[k, i + down, j, j + across]) for k in range(i + 1, box[1])
+                    ]
                     cuts += [(name[i, i + down, j, k], name[i, i + down, k, j + across]) for k in range(j + 1, box[3])]
                     area = _pixels(rows[i], rows[box[1]], columns[j], columns[box[3]], width)
                     tops = cuts or [tuple(pixel[v] for v in area)]

@@ -31,10 +31,15 @@ class RegionParameters(nn.Module):
         components: hidden Chow-Liu trees that are mixed, each started on one cluster of rows.
         pseudo_count: added to the expected counts of each sum unit (spread evenly) and each leaf unit (as the
             variable's distribution in the data).
+        smoothing: for values in order: the share of each value's expected count that its two neighbours get. The
+            first and the last value, where data are often clipped, keep theirs.
+
+    Source: of the smoothing, Silverman, Jones, Wilson and Nychka (1990), A smoothed EM approach.
     """
 
     trees: Tensor
     base: Tensor
+    kernel: Tensor
 
     def __init__(
         self,
@@ -44,8 +49,11 @@ class RegionParameters(nn.Module):
         units: int,
         components: int,
         pseudo_count: float,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.smoothing = smoothing
+        self.register_buffer("kernel", _neighbours(values, smoothing), persistent=False)
         self.graph, self.values, self.pseudo_count = graph, values, pseudo_count
         self.most_units, self.components = units, components
         chain = torch.arange(-1, variables - 1).expand(0 if graph else components, -1)
@@ -91,9 +99,19 @@ class RegionParameters(nn.Module):
         leaves, *weights = expected
         a = self.pseudo_count
         prior = a * self.base[self._plan.leaf_variable][:, None]
+        if self.smoothing:
+            leaves = leaves @ self.kernel.to(leaves)
         self.leaf_logits.copy_(normalise(leaves + prior).log())
         for logits, counts in zip(self.sum_logits, weights, strict=True):
             logits.copy_(normalise(counts + a / counts.shape[-1]).log())
+
+    def log_prior(self) -> Tensor:
+        """Log density, up to a constant, of the Dirichlet distributions that the pseudo-counts stand for, []."""
+        base = self.base[self._plan.leaf_variable][:, None]
+        total = (base * self.leaf_logits.log_softmax(-1)).sum()
+        for logits in self.sum_logits:
+            total = total + logits.log_softmax(-1).sum() / logits.shape[-1]
+        return self.pseudo_count * total
 
     @torch.no_grad()
     def grow(self, noise: float) -> bool:
@@ -226,6 +244,14 @@ class RegionParameters(nn.Module):
         super()._apply(*args, **kwargs)
         self._compile()
         return self
+
+
+def _neighbours(values: int, share: float) -> Tensor:
+    """[K, K]: what part of each value's count goes where."""
+    kernel = torch.eye(values)
+    for k in range(1, values - 1):
+        kernel[k, k - 1 : k + 2] = torch.tensor([share / 2, 1 - share, share / 2])
+    return kernel
 
 
 def _scattered(probs: Tensor) -> Tensor:

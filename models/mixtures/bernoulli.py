@@ -1,6 +1,7 @@
 """MixtureOfBernoullis: a weighted sum of K products of coins, with conjugate priors."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -95,12 +96,12 @@ class MixtureOfBernoullis(Mixture):
         self.maximise(x, self.near_seeds(filled(x)))
 
     @torch.no_grad()
-    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor | None = None) -> tuple[Tensor, ...]:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Any = None) -> tuple[Tensor, ...]:
         """Expected counts of entries and of ones, [K, D] each."""
         return entry_sums(x, responsibilities)
 
     @torch.no_grad()
-    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor | None = None) -> None:
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Any = None) -> None:
         """theta_kd = (ones + heads) / (entries + heads + tails), kept off 0 and 1 by rounding; 1/2 without counts."""
         entries, ones = statistics
         total = entries + self.heads + self.tails

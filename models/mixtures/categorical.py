@@ -1,6 +1,7 @@
 """MixtureOfCategoricals: a weighted sum of K fully factorised categorical distributions."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -84,6 +85,10 @@ class MixtureOfCategoricals(Mixture):
         return x.nan_to_num(-1).long() if x.is_floating_point() else x.long()
 
     @property
+    def components_free_count(self) -> int:
+        return self.components * self.observed * (self.values - 1)
+
+    @property
     def log_theta(self) -> Tensor:
         """log theta_kd[v] in nats, [K, D, V]."""
         return self.logits.log_softmax(-1)
@@ -120,12 +125,12 @@ class MixtureOfCategoricals(Mixture):
         self.maximise(x, self.near_seeds(filled(entries.masked_fill(x < 0, torch.nan))))
 
     @torch.no_grad()
-    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor | None = None) -> tuple[Tensor, ...]:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Any = None) -> tuple[Tensor, ...]:
         """sum_n r_nk 1[x_nd = v], [K, D, V]."""
         return (self._counts(x, responsibilities.to(self.dtype)),)
 
     @torch.no_grad()
-    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor | None = None) -> None:
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Any = None) -> None:
         """theta_kd[v] proportional to sum_n r_nk 1[x_nd = v] + pseudo_counts_d[v]; uniform without counts."""
         counts = statistics[0].to(self.dtype) + self.pseudo_counts  # [K, D, V]
         total = counts.sum(-1, keepdim=True)

@@ -76,8 +76,8 @@ def _regression(loadings: Tensor, noise: Tensor) -> Tensor:
 def hole_patterns(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows of x [N, D] (NaN is missing) by which entries they have: (indices [n], seen [D]) of each pattern."""
     patterns, member = torch.unique(~x.isnan(), dim=0, return_inverse=True)
-    for i, seen in enumerate(patterns):
-        yield (member == i).nonzero().squeeze(-1), seen
+    groups = member.argsort().split(member.bincount(minlength=len(patterns)).tolist())
+    yield from zip(groups, patterns, strict=True)
 
 
 def conditioned(x: Tensor, shares: Tensor, about: Tensor, means: Tensor, covariances: Tensor) -> tuple[Tensor, ...]:

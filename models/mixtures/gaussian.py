@@ -1,6 +1,7 @@
 """MixtureOfGaussians: a weighted sum of K Gaussian densities."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -104,7 +105,7 @@ class MixtureOfGaussians(Mixture):
         if self._factorised:
             return super().component_of_seen(k, seen)
         both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
-        holes = torch.diag_embed(torch.where(seen, 0.0, 1 / (2 * math.pi)).to(self.dtype))
+        holes = torch.diag_embed((~seen).to(self.dtype) / (2 * math.pi))
         covariance = torch.where(both, self.covariances[k], holes)
         return dist.MultivariateNormal(self.means[k] * seen, covariance)
 
@@ -143,6 +144,15 @@ class MixtureOfGaussians(Mixture):
         if self._factorised:
             return torch.diag_embed(self.scales.square().expand_as(self.means))
         return self.scale_trils @ self.scale_trils.mT
+
+    @property
+    def components_free_count(self) -> int:
+        means, size = self.means.numel(), self.observed
+        if self._factorised:
+            return means + self.log_variances.numel()
+        if self.covariance == "low-rank":  # less the rotations of the factors
+            return means + self.components * (size * (self.rank + 1) - self.rank * (self.rank - 1) // 2)
+        return means + len(self.factors) * size * (size + 1) // 2
 
     @torch.no_grad()
     def assign(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -197,7 +207,7 @@ class MixtureOfGaussians(Mixture):
         return self.centre.double().expand_as(self.means)
 
     @torch.no_grad()
-    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor) -> tuple[Tensor, ...]:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Any) -> tuple[Tensor, ...]:
         """Mass, and first and second moments about the points `about`, of each component.
 
         Of factorised components: sum_n r_nk over the rows where entry d is seen, with (x_nd - a_kd) and its square,
@@ -222,7 +232,7 @@ class MixtureOfGaussians(Mixture):
         return responsibilities.sum(0), torch.stack(firsts), torch.stack(seconds)
 
     @torch.no_grad()
-    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor) -> None:
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Any) -> None:
         """mu_k = sum_n r_nk x_n / N_k; Sigma_k = sum_n r_nk (x_n - mu_k)(x_n - mu_k)^T / N_k in its form.
 
         What lies below the floor is raised to it. A component without examples (N_k = 0) stays where it is,

@@ -100,6 +100,16 @@ class Mixture(Program):
         """w, [K]."""
         return self.weight_logits.softmax(-1)
 
+    @property
+    def free_count(self) -> int:
+        """Free parameters, for information criteria: K - 1 weights, and those of the components."""
+        return self.components - 1 + self.components_free_count
+
+    @property
+    def components_free_count(self) -> int:
+        """Free parameters of all components; as it stands, one for each entry of what is learned besides the weights."""
+        return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and name != "weight_logits")
+
     def log_density(self, x: Tensor) -> Score:
         """log p(x) = logsumexp_k [ log w_k + log p(x | k) ], exact, in nats, [batch]."""
         return Score(
@@ -186,11 +196,11 @@ class Mixture(Program):
         """Such a point that stays the same from batch to batch, [K, D]."""
         return None
 
-    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor | None) -> tuple[Tensor, ...]:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Any) -> tuple[Tensor, ...]:
         """Sufficient statistics of the components, summed over rows: all that the M-step needs to know of x."""
         raise NotImplementedError
 
-    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor | None) -> None:
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Any) -> None:
         """The M-step of the components from their statistics, in place."""
         raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """MixtureOfPoissons: a weighted sum of K products of Poisson counts."""
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -87,12 +88,12 @@ class MixtureOfPoissons(Mixture):
         self.maximise(x, self.near_seeds(complete.sqrt()))  # roots of counts have about the same variance everywhere
 
     @torch.no_grad()
-    def statistics(self, x: Tensor, responsibilities: Tensor, about: Tensor | None = None) -> tuple[Tensor, ...]:
+    def statistics(self, x: Tensor, responsibilities: Tensor, about: Any = None) -> tuple[Tensor, ...]:
         """Expected counts of entries and their sums, [K, D] each."""
         return entry_sums(x, responsibilities)
 
     @torch.no_grad()
-    def maximise_from(self, statistics: tuple[Tensor, ...], about: Tensor | None = None) -> None:
+    def maximise_from(self, statistics: tuple[Tensor, ...], about: Any = None) -> None:
         """lambda_kd = (sum_n r_nk x_nd + c m_d) / (sum_n r_nk + c); without counts it stays where it is."""
         entries, sums = statistics
         total = entries + self.pseudo_count

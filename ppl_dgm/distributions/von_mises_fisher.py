@@ -9,7 +9,16 @@ from torch import Tensor
 
 from .bessel import log_bessel
 
-__all__ = ["VonMisesFisher"]
+__all__ = ["Sphere", "VonMisesFisher"]
+
+
+class Sphere(constraints.Constraint):
+    """Rows of length one, to single precision whatever their type."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value.norm(dim=-1) - 1).abs() < 1e-4
 
 
 class VonMisesFisher(TorchDistribution):
@@ -30,8 +39,8 @@ class VonMisesFisher(TorchDistribution):
         torch.Size([5, 3])
     """
 
-    arg_constraints = {"direction": constraints.sphere, "concentration": constraints.positive}
-    support = constraints.sphere
+    arg_constraints = {"direction": Sphere(), "concentration": constraints.positive}
+    support = Sphere()
     has_rsample = False
 
     def __init__(self, direction: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:

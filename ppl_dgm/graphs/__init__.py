@@ -4,7 +4,7 @@
 included; `passes` folds what cannot change and removes what is not needed; `replay` turns the rest into
 straight-line Python (or hands it to inductor). `recorded` wraps a function with a small cache of such graphs
 and falls back to the function itself where it cannot be recorded. `tolerant_pyro` keeps Pyro's ELBO classes
-from reading values on the way.
+from reading values on the way; inside `NaNForSingular` a matrix without a factor is NaN, not an error.
 
     >>> import torch
     >>> weight = torch.ones(3, requires_grad=True)
@@ -20,6 +20,7 @@ from reading values on the way.
     'recorded'
 """
 
+from ppl_dgm.graphs.factorising import NaNForSingular
 from ppl_dgm.graphs.recorded import Recorder, record, recorded, value_and_gradient
 from ppl_dgm.graphs.replay import Graph
 from ppl_dgm.graphs.tape import NotRecordable
@@ -27,6 +28,7 @@ from ppl_dgm.graphs.tolerant import short_bernoulli, tolerant_pyro
 
 __all__ = [
     "Graph",
+    "NaNForSingular",
     "NotRecordable",
     "Recorder",
     "record",

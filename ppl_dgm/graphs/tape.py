@@ -27,6 +27,12 @@ _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 # these write running statistics without a word in their schema: written arguments [first, end), training flag
 _SILENT_WRITES = dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 5, 5))
+_aten = torch.ops.aten
+_IN_PLACE_VIEWS = {
+    _aten.squeeze_.default: _aten.squeeze.default, _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.squeeze_.dims: _aten.squeeze.dims, _aten.unsqueeze_.default: _aten.unsqueeze.default,
+    _aten.t_.default: _aten.t.default, _aten.transpose_.default: _aten.transpose.int,
+}  # fmt: skip
 _MOVING = "the inputs, parameters or random draws"
 # ways out of a tensor's memory that the dispatcher does not see
 _SILENT_READS = ("tolist", "numpy", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
@@ -211,11 +217,23 @@ class _Recorder(TorchDispatchMode):
         node.writes = _written(func, node.args, node.kwargs)
         node.random = torch.Tag.nondeterministic_seeded in func.tags
         node.refusal = _refusal(func, node.reads)
+        outside = _view_of(func, node)
+        if outside is not None:
+            return self.reshaped(func, outside, node, args, kwargs)
         if torch.Tag.inplace_view in func.tags or node.name in ("set_", "resize_"):
             self.fail(f"{func} gives a tensor another shape or other memory in place ({user_line()})")
         out = func(*args, **kwargs)
         node.out = map_structure(lambda leaf: self.result(leaf, node) if isinstance(leaf, Tensor) else leaf, out)
         self.nodes.append(node)
+        return out
+
+    def reshaped(self, func: Any, outside: Any, node: Node, args: Any, kwargs: Any) -> Any:
+        """An in-place change of a tensor's shape, as linear algebra makes them: noted as the view that it amounts to."""
+        old, tensor = node.args[0], args[0]
+        old.tensor = torch.ops.aten.alias.default(tensor)  # keeps the shape that earlier calls saw
+        out = func(*args, **kwargs)
+        new = self.enter(tensor, "node", old.storage)
+        self.nodes.append(Node(outside, node.args, node.kwargs, out=new, made=[new], reads=[old]))
         return out
 
     def result(self, tensor: Tensor, node: Node) -> Value:
@@ -238,6 +256,11 @@ def _written(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]
     if silent is not None and args[silent[2]]:
         written += values_in(args[silent[0] : silent[1]])
     return {value.storage for value in written}
+
+
+def _view_of(op: Any, node: Node) -> Any:
+    """The call that gives as a view what `op` does to the shape of a tensor of this run in place, if there is one."""
+    return _IN_PLACE_VIEWS.get(op) if node.args and getattr(node.args[0], "source", "") == "node" else None
 
 
 def _refusal(op: Any, reads: list[Value]) -> str:

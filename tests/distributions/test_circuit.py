@@ -116,7 +116,7 @@ def test_map_equals_brute_force(make):
 
 
 def test_map_is_refused_where_the_circuit_overlaps():
-    with pytest.raises(TaskUnavailable, match=r"children of sum node 's\w+' apart.*conditional_sample"):
+    with pytest.raises(TaskUnavailable, match=r"children of sum node 's\w+' apart.*approximate_map"):
         mixture().map(*random_masks(2))
 
 

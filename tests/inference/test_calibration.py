@@ -13,7 +13,7 @@ from scipy import stats
 import ppl_dgm as dgm
 from oracles.posteriors import normal_data
 from ppl_dgm.errors import FileError, ProgramError, TaskUnavailable
-from ppl_dgm.inference.calibration import LOG_LIKELIHOOD, Calibration, calibrate
+from ppl_dgm.inference.calibration import LOG_LIKELIHOOD, Calibration, _independent, calibrate
 from ppl_dgm.inference.replicating import Simulator
 from ppl_dgm.inference.uniformity import bands, kolmogorov_smirnov_p
 from ppl_dgm.results import Posterior
@@ -205,6 +205,20 @@ def test_arguments_that_are_used_twice_stay_as_they_are():
     past = torch.stack([y[2 - k : 12 - k] for k in (1, 2)], -1)
     wanted = dist.Normal(alpha + past @ beta, 1.0).log_prob(replication.observed["y"])
     assert torch.allclose(post.log_likelihood["y"][0, 0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["asymptotic", "approximate"])
+def test_neighbouring_draws_of_any_sampler_are_thinned(kind):
+    """Of an unadjusted one too, which says `approximate` but gives the log density: chains of correlation 0.95 have an
+    effective sample size of 400 x 0.05 / 1.95, about 10 each."""
+    x = torch.randn(4, 400)
+    for t in range(1, 400):
+        x[:, t] = 0.95 * x[:, t - 1] + math.sqrt(1 - 0.95**2) * x[:, t]
+    post = Posterior({"x": x}, stats={"lp": -x.square() / 2}, kind=kind)
+    few, effective = _independent(post, 100)
+    assert 15 < effective < 100 and few.draws["x"].shape == (1, int(effective))
+    guide = Posterior({"x": x}, kind="approximate")  # whose draws are independent by construction
+    assert _independent(guide, 100)[1] == 1600
 
 
 def test_observe_overrides_the_search_for_the_argument():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -131,6 +131,26 @@ def test_a_curve_is_the_cumulative_average_and_begins_after_warmup() -> None:
     assert record["b2_x_max"] == curve["x_max"][-1] and record["gradients"] == post.cost.gradients
     assert record["seconds"] == 1.0 and record["compile_seconds"] == 0.5  # recording stands apart
     assert curve["seconds"][-1] == pytest.approx(1.0) and record["warmup_seconds"] == pytest.approx(0.25)
+
+
+def test_what_is_reached_is_told_by_x_and_by_its_square_together() -> None:
+    """Two far modes of unequal shares in the chains, N(+-5, 1/10): x^2 is right at once, x never."""
+
+    def one(value: float) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor(value).double()}
+
+    square, spread = 25.01, 4 * 25 * 0.01 + 2 * 0.01**2
+    reference = Reference("modes", "closed form", one(0.0), one(square), one(square), one(spread), one(0.0), one(0.0))
+    post = Posterior({"x": torch.tensor([5.0, 5, 5, -5])[:, None] + 0.1 * torch.randn(4, 2000)})
+    steps = torch.arange(1.0, 2001).double()
+    spent = Spent(10 * steps, steps, 0.0, 0.0, 0.0, False)
+    record, _ = measure(post, spent, Yardstick(reference, ["x"]))
+    assert record["b2_x_max"] == pytest.approx(0.25, rel=0.01) and record["b2_square_max"] < 0.01
+    assert record["reach_max"] == record["reach_max_seconds"] == record["reach_mean"] == math.inf
+    assert record["reach_square_max"] < 20_000 and record["reach_square_max_sampling"] == record["reach_square_max"]
+    fair = replace(post, draws={"x": post.draws["x"] * torch.tensor([1.0, 1, -1, 1])[:, None]})
+    record, _ = measure(fair, spent, Yardstick(reference, ["x"]))
+    assert record["reach_square_max"] <= record["reach_max"] < math.inf
 
 
 def test_reached_is_the_last_crossing() -> None:

@@ -104,6 +104,17 @@ FAULTS = {
     ),
     "steps": (chains, {"reached_max_steps": lambda: flags(3000)}, ["3000 of 4000", "raise max_steps"]),
     "swaps": (chains, {"swap_rate": lambda: torch.full((4, 1000), 0.01)}, ["hardly exchange", "more temperatures"]),
+    "lowest swap": (
+        chains,
+        {"lowest_swap_rate": lambda: torch.full((4, 1000), 0.08)},
+        ["ladder of temperatures is broken"],
+    ),
+    "no round trips": (
+        chains,
+        {"round_trips": lambda: torch.tensor([3, 0, 1, 0])[:, None] * (torch.arange(1000) > 500)},
+        ["back in 2 of 4 chains"],
+    ),
+    "some families": (chains, {"ancestor": lambda: torch.arange(1000).expand(4, 1000) % 19}, ["descend from 19"]),
     "relocated": (
         chains,
         {"relocated": lambda: torch.tensor([1, 1, 0, 0])[:, None].expand(4, 1000)},
@@ -149,6 +160,28 @@ def test_elements_that_no_chain_moves_are_constant_by_construction() -> None:
     assert diagnose(Posterior({"root": x}, kind="asymptotic")) == []
     still = diagnose(Posterior({"b": torch.ones(4, 100)}, kind="asymptotic"))
     assert any("never move" in sentence for sentence in still)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32], ids=str)
+def test_discrete_elements_may_be_certain_but_not_in_different_ways(kind: torch.dtype) -> None:
+    """Six assignments: one that moves, one that one chain alone never moves, and four that are certain."""
+    z = (torch.rand(4, 1000, 6) < 0.5).to(kind)
+    z[..., 2:4], z[..., 4:] = 0, 1
+    z[1, :, 1] = 1
+    still = [sentence for sentence in diagnose(Posterior({"z": z}, kind="asymptotic")) if "never" in sentence]
+    assert still == []
+    z[2, :, 4] = 0
+    (sentence,) = [s for s in diagnose(Posterior({"z": z}, kind="asymptotic")) if "never" in s]
+    assert "different values of z[4], discrete" in sentence
+
+
+def test_a_run_of_parallel_tempering_that_goes_through_its_ladder_is_not_complained_about() -> None:
+    stats = {
+        "lowest_swap_rate": torch.full((4, 1000), 0.3),
+        "round_trips": (torch.arange(1000) // 100).expand(4, 1000),
+        "ancestor": (torch.arange(1000) % 50).expand(4, 1000),
+    }
+    assert diagnose(Posterior({"b": chains()}, stats=stats, kind="asymptotic")) == []
 
 
 def test_a_few_chains_of_many_with_low_energy_change_are_chance() -> None:
@@ -301,6 +334,19 @@ def test_statistics_of_approximations() -> None:
     assert told(pareto_k=torch.tensor(0.3)) == ""
     assert "2 more were found" in told(other_modes=torch.tensor(2))
     assert "Stein discrepancy 0.5 against 0.1" in told(ksd=torch.tensor(0.5), ksd_independent=torch.tensor(0.1))
+
+    assert "Stein discrepancy 0.11 against 0.1" in told(ksd=torch.tensor(0.11), ksd_independent=torch.tensor(0.1))
+    assert told(ksd=torch.tensor(0.09), ksd_independent=torch.tensor(0.1), other_modes=torch.tensor(0)) == ""
+
+
+def test_annealed_weights_ask_for_more_temperatures_and_those_of_a_guide_for_a_better_guide() -> None:
+    bad = 5 * torch.randn(1000)
+    for how, wanted, other in (
+        ("annealed importance sampling from the prior, 10 temperatures", "more temperatures", "guide"),
+        ("importance sampling", "better guide", "temperatures"),
+    ):
+        found = diagnose(Posterior({"z": torch.randn(1, 1000)}, log_weights=bad, how=how))
+        assert len(found) == 2 and wanted in found[1] and not any(other in sentence for sentence in found)
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])

@@ -145,7 +145,7 @@ def test_eight_schools_and_its_statistics() -> None:
 def test_it_is_the_default_of_infer_also_for_flat_priors() -> None:
     def line(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
-        pyro.sample("y", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=y)
+        pyro.sample("y", dist.StudentT(30.0, mu, 1.0).expand([3]).to_event(1), obs=y)
 
     post = dgm.infer(line, torch.tensor([1.0, 2.0, 3.0]), seed=0)
     assert post.how.startswith("NUTS, 4 chains")

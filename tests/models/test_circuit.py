@@ -197,8 +197,8 @@ def test_refusals():
         Circuit.from_graph(mixture()).map(torch.full((1, D), -1))
     with pytest.raises(ProgramError, match="no closed-form"):
         Circuit.from_graph(mixture()).fit_closed_form(data())
-    with pytest.raises(ProgramError, match="structure is 'forest'"):
-        Circuit(D, K, structure="forest")
+    with pytest.raises(ProgramError, match="structure is 'fores', but one of chow-liu"):
+        Circuit(D, K, structure="fores")
     with pytest.raises(ProgramError, match="observed is 0"):
         Circuit(0, K)
     with pytest.raises(ProgramError, match="3 rows for n = 2"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ppl_dgm as dgm
-from ppl_dgm.errors import ProgramError
+from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.models.circuits.circuit import Circuit
 
 D, K = 5, 2
@@ -56,11 +56,11 @@ def test_the_start_is_the_chow_liu_tree() -> None:
     assert start > aim - 0.35 * (aim + float(independent))
 
 
-@pytest.mark.parametrize("components", [1, 3])
-def test_full_em_never_falls(components: int) -> None:
-    program = Circuit(D, K, "hclt", units=4, components=components, pseudo_count=0.0).double()
+@pytest.mark.parametrize("components, pseudo_count", [(1, 0.0), (3, 0.0), (1, 2.0)])
+def test_full_em_never_falls(components: int, pseudo_count: float) -> None:
+    program = Circuit(D, K, "hclt", units=4, components=components, pseudo_count=pseudo_count).double()
     fit = dgm.learn(program, data(400), method=dgm.EM(steps=40, tolerance=0.0), seed=1)
-    rises = -fit.history["objective"].diff().dropna()
+    rises = -fit.history["penalised" if pseudo_count else "objective"].diff().dropna()
     assert len(rises) > 5 and float(rises.min()) > -1e-9
 
 
@@ -125,6 +125,40 @@ def test_one_site_inside_another_program() -> None:
     assert trace.nodes["x"]["log_prob"] == program.log_density(trace.nodes["x"]["value"][None]).value[0]
 
 
+def test_an_ensemble_is_the_average_of_its_members(tmp_path: Path) -> None:
+    program = Circuit(D, K, "hclt", units=8)
+    member = dgm.OnlineEM(epochs=3, polish=3, batch_size=128)
+    fit = dgm.learn(program, data(600), valid=data(300, 1), method=dgm.Ensemble(members=3, method=member), seed=0)
+    assert program.weights.trees.shape == (3, D)
+    assert -program.log_density(data(300, 1)).mean().value == pytest.approx(fit.history["together"].iloc[-1], abs=1e-4)
+    assert fit.history["together"].iloc[-1] < fit.history["valid"].mean()
+    assert float(program.log_density(STATES).value.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
+    fit.save(tmp_path)
+    assert torch.equal(dgm.Fit.load(tmp_path).program.log_density(STATES).value, program.log_density(STATES).value)
+    dgm.learn(program, data(600), valid=data(300, 1), method=member, seed=0)  # begins anew with one tree
+    assert program.weights.trees.shape == (1, D)
+
+
+def test_joint_steps_are_kept_only_where_validation_agrees() -> None:
+    program = Circuit(D, K, "hclt", units=4)
+    member = dgm.OnlineEM(epochs=2, polish=2, batch_size=128)
+    method = dgm.Ensemble(members=2, method=member, joint=5, weigh=True)
+    fit = dgm.learn(program, data(600), valid=data(300, 1), method=method, seed=0)
+    assert fit.history["together"].iloc[-1] <= fit.history["together"].iloc[-2]
+    assert sum(fit.notes["shares"]) == pytest.approx(1)
+
+
+def test_smoothing_shares_counts_among_neighbours() -> None:
+    program = Circuit(2, 4, "hclt", units=1, pseudo_count=0.0, smoothing=0.4)
+    x = torch.tensor([[0, 1], [1, 1], [1, 2], [3, 3]])
+    program.em_start(x)
+    program.em_maximise(program.em_statistics(x)[1], len(x))
+    leaves = program.weights.leaf_logits[0, 0].softmax(-1)
+    torch.testing.assert_close(leaves * 4, torch.tensor([1.0 + 0.4, 2 * 0.6, 0.4, 1.0]))
+    with pytest.raises(ProgramError, match="online-em"):
+        program.em_step(x)
+
+
 def test_broken_options() -> None:
     with pytest.raises(ProgramError, match="components"):
         Circuit(D, K, "hclt", components=0)
@@ -132,5 +166,9 @@ def test_broken_options() -> None:
         Circuit(D, K, "hclt", components=4).em_start(data(3))
     with pytest.raises(ProgramError, match="online-em"):
         Circuit(D, K, "hclt").fit_closed_form(data(10))
+    with pytest.raises(ProgramError, match="smoothing"):
+        Circuit(D, K, "hclt", smoothing=1.0)
+    with pytest.raises(TaskUnavailable, match="hclt"):
+        dgm.learn(Circuit(D, K), data(50), method="ensemble")
     with pytest.raises(ProgramError, match="decay"):
         dgm.OnlineEM(decay=0.3)

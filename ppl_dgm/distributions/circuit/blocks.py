@@ -1,7 +1,6 @@
 """Any compiled circuit as blocks of units, the one form that pairwise queries and exports work on."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import networkx as nx
 import torch
@@ -70,11 +69,6 @@ class Blocks:
             raise TaskUnavailable(f"a circuit compiled as {type(evaluator).__name__} has no list of its nodes.")
         return cls(tuple(made.blocks), evaluator.variables, evaluator.values)
 
-    @cached_property
-    def upward(self) -> range:
-        """Positions, children first."""
-        return range(len(self.blocks))
-
     def to_graph(self, names: bool = True) -> nx.DiGraph:
         """The circuit node by node, as `check_structure` takes it; edges of weight 0 are left out.
 
@@ -108,13 +102,13 @@ class Blocks:
         """The units of each block that the root uses."""
         wanted: list[set[int]] = [set() for _ in self.blocks]
         wanted[-1].add(0)
-        for position in reversed(self.upward):
-            block = self.blocks[position]
-            for child, table in zip(block.children, block.tables or [None] * len(block.children), strict=False):
-                if block.kind == "product":
-                    wanted[child] |= wanted[position]
-                elif block.kind == "sum" and wanted[position] and table is not None:
-                    used = table[sorted(wanted[position])].isfinite().any(0)
+        for block, units in zip(reversed(self.blocks), reversed(wanted), strict=True):
+            if block.kind == "product":
+                for child in block.children:
+                    wanted[child] |= units
+            elif block.kind == "sum" and units:
+                for child, table in zip(block.children, block.tables, strict=True):
+                    used = table[sorted(units)].isfinite().any(0)
                     wanted[child] |= set(used.nonzero().flatten().tolist())
         return wanted
 
@@ -128,7 +122,7 @@ class _Maker:
 
     def input(self, name: str, variable: int, table: Tensor) -> int:
         scope = frozenset([variable])
-        return self._add(Block(name, "input", (), (_plain(table),), variable, scope, len(table)))
+        return self._add(Block(name, "input", (), _normal(_plain(table)), variable, scope, len(table)))
 
     def product(self, name: str, children: list[int]) -> int:
         scope = frozenset().union(*(self.blocks[c].scope for c in children))
@@ -140,7 +134,8 @@ class _Maker:
         for child, table in zip(children, map(_plain, tables), strict=True):
             joined[child] = torch.logaddexp(joined[child], table) if child in joined else table
         scope = self.blocks[children[0]].scope
-        return self._add(Block(name, "sum", tuple(joined), tuple(joined.values()), -1, scope, len(tables[0])))
+        weights = _normal(*joined.values())
+        return self._add(Block(name, "sum", tuple(joined), weights, -1, scope, len(tables[0])))
 
     def _add(self, block: Block) -> int:
         self.blocks.append(block)
@@ -150,6 +145,12 @@ class _Maker:
 def _plain(table: Tensor) -> Tensor:
     """Float64 on the CPU, where the many small products of pairwise passes are fastest."""
     return table.detach().double().cpu()
+
+
+def _normal(*tables: Tensor) -> tuple[Tensor, ...]:
+    """Log weights whose rows together sum to one in float64, whatever precision they come from."""
+    total = torch.cat(tables, -1).logsumexp(-1, keepdim=True)
+    return tuple(table - total.where(total.isfinite(), torch.zeros_like(total)) for table in tables)
 
 
 def _from_tree(made: _Maker, tree: Tree) -> None:

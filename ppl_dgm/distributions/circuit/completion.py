@@ -1,5 +1,6 @@
 """The most probable completion where no exact one is to be had: a good completion, and a bound on all others."""
 
+import heapq
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,11 @@ from .evaluator import Evaluator
 from .layers import Layered
 
 __all__ = ["Completion", "complete_well"]
+
+
+def _rounding(log_prob: Tensor) -> float:
+    """Nats by which equal log densities may differ for rounding."""
+    return 16 * torch.finfo(log_prob.dtype).eps * (1 + float(log_prob.detach().abs().nan_to_num(posinf=0.0).max()))
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class Completion:
         return (self.bound - self.log_prob).clamp(min=0)
 
 
-def complete_well(circuit: Evaluator, x: Tensor, observed: Tensor, draws: int, sweeps: int) -> Completion:
+def complete_well(
+    circuit: Evaluator, x: Tensor, observed: Tensor, draws: int, sweeps: int, branches: int
+) -> Completion:
     """A completion by search, and a bound by relaxation.
 
     Candidates are conditional draws, the most probable value of each variable alone and, for a graph, the max-product
@@ -40,13 +48,15 @@ def complete_well(circuit: Evaluator, x: Tensor, observed: Tensor, draws: int, s
 
         max_x p(x, e) <= sum_z p(z) max_x p(x, e | z),
 
-    and is tightened by fixing one variable at a time: the largest of the bounds over its values holds too.
+    and is tightened by fixing one variable at a time: the largest of the bounds over its values holds too. Branch and
+    bound goes on from there, one row at a time, until the best completion is proved or its branches are spent.
 
     Arguments:
         circuit: the compiled circuit.
         x, observed: [n, D].
         draws: conditional draws for each row.
         sweeps: at most so many rounds over the entries.
+        branches: partial completions that branch and bound may divide, for each row; 0: none.
 
     Source: J. Park and A. Darwiche (2003), Solving MAP exactly using systematic search, for the bound.
     """
@@ -60,7 +70,14 @@ def complete_well(circuit: Evaluator, x: Tensor, observed: Tensor, draws: int, s
     best = score.argmax(0)
     value = rows[best, torch.arange(len(x), device=x.device)]
     value, log_prob = _climb(circuit, value, observed, sweeps)
-    return Completion(value, log_prob, torch.maximum(_bound(circuit, x, observed), log_prob))
+    relaxed = _Relaxed(circuit)
+    bound = torch.maximum(relaxed.tightened(x, observed), log_prob)
+    if branches:
+        for row in ((bound - log_prob) > _rounding(log_prob)).nonzero().flatten().tolist():
+            value[row], log_prob[row], bound[row] = _search(
+                circuit, relaxed, x[row], observed[row], value[row], log_prob[row], branches
+            )
+    return Completion(value, log_prob, bound)
 
 
 def _climb(circuit: Evaluator, value: Tensor, observed: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
@@ -85,18 +102,57 @@ def _climb(circuit: Evaluator, value: Tensor, observed: Tensor, sweeps: int) -> 
     return value, current
 
 
-def _bound(circuit: Evaluator, x: Tensor, observed: Tensor) -> Tensor:
-    """The relaxation, tightened by each variable in turn, [n]."""
-    leaves, *weights = circuit.tables
-    missing = circuit.values  # one more value: each input's largest
-    relaxed = circuit.with_tables(torch.cat([leaves, leaves.amax(-1, keepdim=True)], -1), *weights)
-    rows = torch.where(observed, x, missing)
-    bound = relaxed.log_evidence(rows)
-    for d in range(circuit.variables):
-        if bool(observed[:, d].all()):
+class _Relaxed:
+    """A circuit whose inputs have one more value, the largest of the others: the bound in one upward pass."""
+
+    def __init__(self, circuit: Evaluator) -> None:
+        leaves, *weights = circuit.tables
+        self.open, self.variables = circuit.values, circuit.variables
+        self.circuit = circuit.with_tables(torch.cat([leaves, leaves.amax(-1, keepdim=True)], -1), *weights)
+
+    def each_value(self, rows: Tensor, d: int) -> Tensor:
+        """Bounds with entry d fixed at each value, [K, n], of rows [n, D] with `open` where nothing is fixed."""
+        fixed = rows.repeat(self.open, 1, 1)  # [K, n, D]
+        fixed[:, :, d] = torch.arange(self.open, device=rows.device)[:, None]
+        return self.circuit.log_evidence(fixed.flatten(0, 1)).unflatten(0, (self.open, len(rows)))
+
+    def tightened(self, x: Tensor, observed: Tensor) -> Tensor:
+        """The least of the bounds that fixing one variable gives, [n]."""
+        rows = torch.where(observed, x, self.open)
+        bound = self.circuit.log_evidence(rows)
+        for d in range(self.variables):
+            if not bool(observed[:, d].all()):
+                value = self.each_value(rows, d).amax(0)
+                bound = torch.where(observed[:, d], bound, torch.minimum(bound, value))
+        return bound
+
+
+def _search(
+    circuit: Evaluator, relaxed: _Relaxed, x: Tensor, observed: Tensor, value: Tensor, log_prob: Tensor, branches: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Branch and bound for one row [D]: the partial completion with the largest bound is divided first.
+
+    It is divided by the variable whose values lower the bound most.
+    """
+    start = torch.where(observed, x, relaxed.open)
+    queue: list[tuple[float, int, Tensor]] = [(-torch.inf, 0, start)]
+    best, count, slack = float(log_prob), 0, _rounding(log_prob)
+    for _ in range(branches):
+        if not queue or -queue[0][0] <= best + slack:
+            break
+        _, _, row = heapq.heappop(queue)
+        free = (row == relaxed.open).nonzero().flatten().tolist()
+        if not free:
             continue
-        fixed = rows.repeat(missing, 1, 1)  # [K, n, D]
-        fixed[:, :, d] = torch.arange(missing, device=x.device)[:, None]
-        value = relaxed.log_evidence(fixed.flatten(0, 1)).unflatten(0, (missing, len(x)))
-        bound = torch.where(observed[:, d], bound, torch.minimum(bound, value.amax(0)))
-    return bound
+        tried = torch.stack([relaxed.each_value(row[None], d)[:, 0] for d in free])  # [free, K]
+        split = int(tried.amax(-1).argmin())
+        for k, bound in enumerate(tried[split].tolist()):
+            child = row.clone()
+            child[free[split]] = k
+            if len(free) == 1 and bound > best:
+                best, value = bound, child
+            elif len(free) > 1 and bound > best + slack:
+                count += 1
+                heapq.heappush(queue, (-bound, count, child))
+    bound = max([best, *(-b for b, _, _ in queue)])
+    return value, log_prob.new_tensor(best), log_prob.new_tensor(bound)

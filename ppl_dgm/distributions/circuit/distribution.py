@@ -205,13 +205,17 @@ class CircuitDistribution(TorchDistribution):
         with torch.no_grad():
             return self.evaluator.maximise(*self._given(x, mask, shape)).reshape(*shape, *self.event_shape)
 
-    def approximate_map(self, x: Tensor, mask: Tensor, draws: int = 32, sweeps: int = 10) -> Completion:
+    def approximate_map(
+        self, x: Tensor, mask: Tensor, draws: int = 32, sweeps: int = 10, branches: int = 0
+    ) -> Completion:
         """A completion of large p(x) for any circuit, with a bound that none exceeds.
 
         Arguments:
             x, mask: [..., D].
             draws: conditional draws that the search starts from.
             sweeps: rounds of changing one entry at a time, at most.
+            branches: partial completions that branch and bound may divide for each row; with enough of them the
+                completion is proved to be the most probable one (a gap of 0).
 
         Returns:
             The completion, its log density and the bound; exact (a gap of 0) for a deterministic circuit.
@@ -227,7 +231,7 @@ class CircuitDistribution(TorchDistribution):
                 log_prob = self.evaluator.log_evidence(value)
                 found = Completion(value, log_prob, log_prob)
             else:
-                found = complete_well(self.evaluator, *rows, draws, sweeps)
+                found = complete_well(self.evaluator, *rows, draws, sweeps, branches)
         return Completion(found.value.reshape(*shape, -1), found.log_prob.reshape(shape), found.bound.reshape(shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

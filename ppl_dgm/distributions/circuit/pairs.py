@@ -1,7 +1,7 @@
 """Two circuits walked together: what compatible circuits have in common takes one pass over pairs of blocks."""
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Algebra(Protocol[Value]):
     def product(self, values: list[Value]) -> Value: ...
 
 
-class PairPass(Generic[Value]):
+class PairPass:
     """The pairs of blocks that two compatible circuits share, each once.
 
     Circuits are compatible where their products divide the same variables the same way; a product may divide them
@@ -133,8 +133,8 @@ class PairPass(Generic[Value]):
         groups: list[tuple[frozenset[int], list[list[int]]]] = []
         for side, names in enumerate((a, b)):
             for name in names:
-                scope, members = self.circuits[side].blocks[name].scope, [[], []]
-                members[side].append(name)
+                scope = self.circuits[side].blocks[name].scope
+                members: list[list[int]] = [[name], []] if side == 0 else [[], [name]]
                 apart = []
                 for other, theirs in groups:
                     if scope & other:

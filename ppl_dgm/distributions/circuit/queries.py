@@ -95,7 +95,7 @@ def cross_entropy(p: "CircuitDistribution", q: "CircuitDistribution") -> float:
     walk = PairPass(_blocks(p), _blocks(q), "the cross entropy")
     log_mass, mean = walk.run(CrossLog())[walk.root]
     inside = float(log_mass[0, 0].exp())
-    return -float(mean[0, 0]) if inside > 1 - _tolerance(p) else float("inf")
+    return -float(mean[0, 0]) if inside > 1 - 1e-9 else float("inf")
 
 
 def kl(p: "CircuitDistribution", q: "CircuitDistribution") -> Bound:
@@ -298,10 +298,6 @@ def _as_circuit(like: "CircuitDistribution", blocks: Blocks) -> "CircuitDistribu
     table = like.evaluator.tables[0]
     graph = blocks.to_graph(names=False)
     return type(like).from_graph(graph, blocks.values, dtype=table.dtype, device=table.device)
-
-
-def _tolerance(p: "CircuitDistribution") -> float:
-    return 1e-4 if p.evaluator.tables[0].dtype == torch.float32 else 1e-9
 
 
 def _same_space(p: "CircuitDistribution", q: "CircuitDistribution") -> None:
