@@ -46,9 +46,9 @@ class MixtureOfStudents(Mixture):
     (1995), ML estimation of the t distribution using EM and its extensions, ECM and ECME.
 
     Example:
-        >>> import ppl_dgm as dgm
-        >>> fit = dgm.learn(dgm.models.MixtureOfStudents(2, 8), dgm.data.eight_gaussians(500), seed=0)
-        >>> dgm.score(fit.program, dgm.data.eight_gaussians(5)).kind
+        >>> import torch, ppl_dgm as dgm
+        >>> x = torch.distributions.StudentT(3.0).sample((100, 2))
+        >>> dgm.score(dgm.learn(dgm.models.MixtureOfStudents(2, 1), x, seed=0).program, x).kind
         'exact'
     """
 
