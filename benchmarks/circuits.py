@@ -60,7 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", default=["digits"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--members", type=int, nargs="+", help="circuits that are averaged; default 1, and 8 for digits")
+    parser.add_argument(
+        "--members", type=int, nargs="+", help="circuits that are averaged; default 1, and 8 for digits"
+    )
     parser.add_argument("--components", type=int, default=1, help="trees in each circuit")
     parser.add_argument("--units", type=int, help="most states of a hidden variable")
     options = parser.parse_args()
