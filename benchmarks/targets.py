@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 import ppl_dgm as dgm
-from ppl_dgm.inference.measuring import reached
+from ppl_dgm.inference.comparing.measuring import reached
 from ppl_dgm.inference.targets import TARGETS, cauchy, find, posteriordb
 from ppl_dgm.inference.targets.reference import write_reference
 from ppl_dgm.registry import resolve

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
-from ppl_dgm.inference.adaptation import Adaptation
-from ppl_dgm.inference.chees import LearnedTrajectory
-from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point
-from ppl_dgm.inference.hmc import halton
-from ppl_dgm.inference.isokinetic import (
+from ppl_dgm.inference.chains.adaptation import Adaptation
+from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point
+from ppl_dgm.inference.chains.isokinetic import (
     INTEGRATORS,
     directions,
     energy_change,
     isokinetic_trajectory,
     require_two,
 )
-from ppl_dgm.inference.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.inference.chees import LearnedTrajectory
+from ppl_dgm.inference.hmc import halton
 from ppl_dgm.registry import algorithm
 
 __all__ = ["AdjustedMCLMC", "IsokineticTrajectory"]

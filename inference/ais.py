@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference.annealing import (
+from ppl_dgm.inference.annealed.annealing import (
     GibbsAnnealer,
     PathAnnealer,
     backward,
@@ -18,10 +18,10 @@ from ppl_dgm.inference.annealing import (
     forward,
     sigmoidal,
 )
-from ppl_dgm.inference.by_example import Examples, examples_of, stacked_score
+from ppl_dgm.inference.annealed.by_example import Examples, examples_of, stacked_score
+from ppl_dgm.inference.annealed.tempering import Parts, Reference, check_reference, path_from
+from ppl_dgm.inference.approximating.weighing import LogMean
 from ppl_dgm.inference.tempered_smc import Annealing, TemperedSMC
-from ppl_dgm.inference.tempering import Parts, Reference, check_reference, path_from
-from ppl_dgm.inference.weighing import LogMean
 from ppl_dgm.program import Program, as_program
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm

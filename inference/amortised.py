@@ -8,13 +8,12 @@ import torch
 from pyro.infer.autoguide import AutoDelta
 
 from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.inference.approximating.weighing import Weighing
+from ppl_dgm.inference.diagnostics.psis import pareto_shape
+from ppl_dgm.inference.importance import collect, shape_statistic
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior
-
-from .importance import collect, shape_statistic
-from .psis import pareto_shape
-from .weighing import Weighing
 
 __all__ = ["Amortised"]
 

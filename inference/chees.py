@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.sampling import HamiltonianSampler, Kernel
 from ppl_dgm.inference.hmc import JitteredTrajectory
-from ppl_dgm.inference.sampling import HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["ChEES", "LearnedTrajectory", "chees_gradient"]

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.inference.learning.training import GradientLearner, Objective
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
-
-from .training import GradientLearner, Objective
 
 __all__ = ["Denoising"]
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppl_dgm.errors import ProgramError
+from ppl_dgm.inference.approximating.weighing import Weighing
+from ppl_dgm.inference.importance import collect
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Score
-
-from .importance import collect
-from .weighing import Weighing
 
 __all__ = ["ELBO"]
 

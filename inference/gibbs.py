@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ppl_dgm.errors import FileError, NumericalError, ProgramError, TaskUnavailable
 from ppl_dgm.files import load_tensors, save_tensors
-from ppl_dgm.inference.conjugacy import Conditional, Slopes, gaussian_blocks, recognise
-from ppl_dgm.inference.discrete import Flips, discrete_blocks
-from ppl_dgm.inference.factors import Factors, Values
-from ppl_dgm.inference.sampling import CHECKPOINT_SECONDS, stacked
-from ppl_dgm.inference.within_gibbs import Rest
+from ppl_dgm.inference.chains.sampling import CHECKPOINT_SECONDS, stacked
+from ppl_dgm.inference.conjugate.conjugacy import Conditional, Slopes, gaussian_blocks, recognise
+from ppl_dgm.inference.conjugate.discrete import Flips, discrete_blocks
+from ppl_dgm.inference.conjugate.factors import Factors, Values
+from ppl_dgm.inference.conjugate.within_gibbs import Rest
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior

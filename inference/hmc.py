@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ppl_dgm.inference.hamiltonian import Density, Metric, Point, kinetic, metropolis, trajectory
-from ppl_dgm.inference.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, kinetic, metropolis, trajectory
+from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["HMC", "JitteredTrajectory", "halton"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError
+from ppl_dgm.inference.approximating.weighing import LogMean, Weighing
+from ppl_dgm.inference.diagnostics.psis import RELIABLE_K, LargestWeights, psis, reliable_k
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior, Score
-
-from .psis import RELIABLE_K, LargestWeights, psis, reliable_k
-from .weighing import LogMean, Weighing
 
 __all__ = ["Importance", "ImportanceWeighted", "SimpleMonteCarlo"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.graphs import Recorder, value_and_gradient
-from ppl_dgm.inference.approximations import require_counts, spent, weighted
-from ppl_dgm.inference.optimising import Modes, climb, find_modes
+from ppl_dgm.inference.approximating.approximations import require_counts, spent, weighted
+from ppl_dgm.inference.approximating.optimising import Modes, climb, find_modes
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior, Score

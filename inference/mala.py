@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ppl_dgm.inference.adaptation import Adaptation, Warmup, metric_form
-from ppl_dgm.inference.hamiltonian import Density, Metric, Point, metropolis, trajectory
-from ppl_dgm.inference.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.inference.chains.adaptation import Adaptation, Warmup, metric_form
+from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, metropolis, trajectory
+from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MALA", "Langevin"]

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from ppl_dgm.errors import TaskUnavailable
+from ppl_dgm.inference.learning.training import GradientLearner, Objective
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
-
-from .training import GradientLearner, Objective
 
 __all__ = ["MaximumLikelihood"]
 

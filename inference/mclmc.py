@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.adaptation import Adaptation, Warmup, metric_form
-from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point
-from ppl_dgm.inference.isokinetic import (
+from ppl_dgm.inference.chains.adaptation import Adaptation, Warmup, metric_form
+from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point
+from ppl_dgm.inference.chains.isokinetic import (
     INTEGRATORS,
     directions,
     energy_change,
@@ -16,7 +16,7 @@ from ppl_dgm.inference.isokinetic import (
     refreshed,
     require_two,
 )
-from ppl_dgm.inference.sampling import METRICS, ChainSampler, Drawn, Kernel
+from ppl_dgm.inference.chains.sampling import METRICS, ChainSampler, Drawn, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MCLMC", "EnergyVariance", "MicrocanonicalLangevin", "autocorrelation_times"]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.adaptation import Adaptation, descend, relocated, stranded
-from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point, gain
-from ppl_dgm.inference.sampling import ChainSampler, Drawn, Kernel
+from ppl_dgm.inference.chains.adaptation import Adaptation, descend, relocated, stranded
+from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point, gain
+from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MEADS", "Ensemble", "PersistentMomentum", "largest_eigenvalue", "tuned"]

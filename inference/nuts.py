@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.hamiltonian import DIVERGED, Density, Metric, Point, kinetic, trajectory
-from ppl_dgm.inference.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point, kinetic, trajectory
+from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["NUTS", "Trees", "checkpoints", "turning"]

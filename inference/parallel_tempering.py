@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.adaptation import Adaptation
-from ppl_dgm.inference.hamiltonian import Density
-from ppl_dgm.inference.replica_exchange import ReplicaExchange
-from ppl_dgm.inference.sampling import ChainSampler, Kernel
-from ppl_dgm.inference.tempering import Reference, StagedPosterior, check_reference
+from ppl_dgm.inference.annealed.tempering import Reference, StagedPosterior, check_reference
+from ppl_dgm.inference.chains.adaptation import Adaptation
+from ppl_dgm.inference.chains.hamiltonian import Density
+from ppl_dgm.inference.chains.replica_exchange import ReplicaExchange
+from ppl_dgm.inference.chains.sampling import ChainSampler, Kernel
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior, Score
 

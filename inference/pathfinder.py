@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError
-from ppl_dgm.inference.approximations import require_counts, spent, weighted
-from ppl_dgm.inference.optimising import InverseHessian, climb
-from ppl_dgm.inference.psis import psis
+from ppl_dgm.inference.approximating.approximations import require_counts, spent, weighted
+from ppl_dgm.inference.approximating.optimising import InverseHessian, climb
+from ppl_dgm.inference.diagnostics.psis import psis
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.adaptation import Adaptation, DualAveraging, Warmup, metric_form
-from ppl_dgm.inference.hamiltonian import Density, Metric, Point
-from ppl_dgm.inference.sampling import ChainSampler, Drawn, Kernel
+from ppl_dgm.inference.chains.adaptation import Adaptation, DualAveraging, Warmup, metric_form
+from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point
+from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel
 from ppl_dgm.registry import algorithm
 
 __all__ = ["Proposals", "RandomWalk", "pooled_covariance"]

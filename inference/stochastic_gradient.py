@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.adaptation import Adaptation, DualAveraging, Warmup, descend, fisher_metric
-from ppl_dgm.inference.hamiltonian import Metric, Point
-from ppl_dgm.inference.minibatches import FullBatch, MinibatchDensity, rows_of
-from ppl_dgm.inference.sampling import ChainSampler, Drawn, Kernel, Run
+from ppl_dgm.inference.chains.adaptation import Adaptation, DualAveraging, Warmup, descend, fisher_metric
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.minibatches import FullBatch, MinibatchDensity, rows_of
+from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel, Run
 from ppl_dgm.program import as_program
 from ppl_dgm.registry import algorithm
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError
-from ppl_dgm.inference.approximations import require_counts, spent
+from ppl_dgm.inference.approximating.approximations import require_counts, spent
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior

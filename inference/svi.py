@@ -21,12 +21,11 @@ from torch import Tensor
 
 from ppl_dgm.densities.trees import number_type
 from ppl_dgm.errors import DgmError, NumericalError, ProgramError
+from ppl_dgm.inference.learning.training import GradientLearner, Objective, checked_run
 from ppl_dgm.program import Program, as_program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Fit
 from ppl_dgm.tracing import data_dim, latent_sites, sites
-
-from .training import GradientLearner, Objective, checked_run
 
 __all__ = ["SVI"]
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError
-from ppl_dgm.inference.adaptation import fisher_metric
-from ppl_dgm.inference.by_example import examples_of, stacked_score
-from ppl_dgm.inference.hamiltonian import Metric
-from ppl_dgm.inference.tempering import (
+from ppl_dgm.inference.annealed.by_example import examples_of, stacked_score
+from ppl_dgm.inference.annealed.tempering import (
     Parts,
     Path,
     Reference,
@@ -24,6 +22,8 @@ from ppl_dgm.inference.tempering import (
     move,
     path_from,
 )
+from ppl_dgm.inference.chains.adaptation import fisher_metric
+from ppl_dgm.inference.chains.hamiltonian import Metric
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior, Score
@@ -257,7 +257,7 @@ class TemperedSMC:
         NumericalError: no particle has a finite likelihood.
 
     Source: Del Moral, Doucet and Jasra (2006); Zhou, Johansen and Aston (2016) for the temperatures; Chan and Lai (2013) and
-    Lee and Whiteley (2018) for the variance from the genealogy; the metric is as in `ppl_dgm.inference.adaptation.fisher_metric`.
+    Lee and Whiteley (2018) for the variance from the genealogy; the metric is as in `ppl_dgm.inference.chains.adaptation.fisher_metric`.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch

@@ -24,7 +24,7 @@ def to_arviz(posterior: Posterior, predictive: bool, log_likelihood: bool, seed:
     if log_likelihood or posterior.has_log_likelihood:
         groups["log_likelihood"] = posterior.log_likelihood
     if posterior.program is not None and posterior.arguments is not None and posterior.draws:
-        from .inference.pointwise import Replay
+        from .inference.diagnostics.pointwise import Replay
 
         seen = Replay(posterior).observations()
         groups["observed_data"] = {name: node["value"] for name, node in seen.items()}

@@ -43,7 +43,7 @@ def compare_command(
         raise ProgramError(
             "compare needs a target or a program, e.g. ppl-dgm compare funnel; ppl-dgm compare --list names them."
         )
-    from ppl_dgm.inference.comparison import METHODS, compare
+    from ppl_dgm.inference.comparing.comparison import METHODS, compare
 
     chosen = [name for text in [*(methods or []), *(more or [])] for name in text.split(",") if name]
     target, args, kwargs = _target(program, data, options, arguments)

@@ -103,7 +103,7 @@ def uniformity(values: dict[str, Tensor], verdicts: dict[str, str], title: str =
         title: written above.
         most: panels, at most: those that stray furthest are kept.
     """
-    from .inference.uniformity import bands
+    from .inference.diagnostics.uniformity import bands
 
     limits = {name: bands(len(u)) for name, u in values.items()}
     if len(values) > most:
@@ -145,7 +145,7 @@ def predictive(observed: dict[str, Tensor], replicated: dict[str, Tensor], pit: 
         replicated: {site: [draw, n]}.
         pit: {site: [n]}, for some of the sites.
     """
-    from .inference.uniformity import bands
+    from .inference.diagnostics.uniformity import bands
 
     columns = 2 if pit else 1
     figure = Figure(figsize=(4.2 * columns, 2.9 * len(observed) + 0.2), layout="constrained")

@@ -339,7 +339,7 @@ class Posterior:
 
     def diagnose(self) -> list[str]:
         """What is wrong, one sentence each with what to try; empty when nothing was found."""
-        from .inference.diagnosis import diagnose
+        from .inference.diagnostics.diagnosis import diagnose
 
         return diagnose(self)
 
@@ -366,14 +366,14 @@ class Posterior:
         """log p(y_i | z) of each observation at each draw, {observed site: [chain, draw, *batch]}, in nats.
 
         Computed when first asked for, and kept; sites that were summed out are summed out here too, as
-        `ppl_dgm.inference.pointwise` says.
+        `ppl_dgm.inference.diagnostics.pointwise` says.
 
         Raises:
             ProgramError: the posterior was loaded from a file without it, and knows no program.
             TaskUnavailable: summed-out sites tie all observations together.
         """
         if self._log_likelihood is None:
-            from .inference.pointwise import pointwise_log_likelihood
+            from .inference.diagnostics.pointwise import pointwise_log_likelihood
 
             self._log_likelihood = pointwise_log_likelihood(self)
         return self._log_likelihood
@@ -402,7 +402,7 @@ class Posterior:
 
         Source: Vehtari, Gelman and Gabry (2017).
         """
-        from .inference.cross_validation import loo
+        from .inference.diagnostics.cross_validation import loo
 
         return loo(self, site, **kwargs)
 
@@ -415,13 +415,13 @@ class Posterior:
 
         Source: Watanabe (2010).
         """
-        from .inference.cross_validation import waic
+        from .inference.diagnostics.cross_validation import waic
 
         return waic(self, site)
 
     def check(self, statistic: Any = None, *, site: str | None = None, draws: int = 1000, seed: int | None = 0) -> Any:
-        """A posterior predictive check: replicated data against the observed; see `inference.predictive_checks`."""
-        from .inference.predictive_checks import predictive_check
+        """A posterior predictive check: replicated data against the observed; see `inference.diagnostics.predictive_checks`."""
+        from .inference.diagnostics.predictive_checks import predictive_check
 
         return predictive_check(self, statistic, site=site, draws=draws, seed=seed)
 

@@ -244,7 +244,7 @@ def _drawn(fit: Fit, args: tuple, kwargs: dict) -> Posterior:
 
 def _latent(program: Program, args: tuple, kwargs: dict) -> dict[str, Any]:
     """{site: distribution} of what the program does not observe for these arguments."""
-    from .inference.factors import latent_distributions
+    from .inference.conjugate.factors import latent_distributions
 
     return latent_distributions(program, args, kwargs)
 
@@ -295,7 +295,7 @@ def _closed_form(latent: dict[str, Any], program: Program, args: tuple, kwargs: 
     """`Exact` for a program that is conjugate or linear-Gaussian, or None; only asked where asking is cheap."""
     if any(fn.has_enumerate_support for fn in latent.values()):
         return None
-    from .inference.conjugate_posterior import recognise_posterior
+    from .inference.conjugate.conjugate_posterior import recognise_posterior
     from .inference.exact import Recognised
 
     found = recognise_posterior(program, *args, largest=_COORDINATES, **kwargs)

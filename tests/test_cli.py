@@ -161,7 +161,7 @@ def test_help_exits_with_zero():
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(table, tmp_path, monkeypatch):
     """Stopped after the second of four epochs; the same command then gives the history of a run without a stop."""
     from ppl_dgm import cli
-    from ppl_dgm.inference import training
+    from ppl_dgm.inference.learning import training
 
     old, write, written = cli._learner, training.write_checkpoint, []
     monkeypatch.setattr(cli, "_learner", lambda *a: dataclasses.replace(old(*a), checkpoint_seconds=0.0))

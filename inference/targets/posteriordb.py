@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import FileError, ProgramError
-from ppl_dgm.inference.references import weighted_moments
+from ppl_dgm.inference.comparing.references import weighted_moments
 from ppl_dgm.inference.scalars import Values, listed_moments, place
 from ppl_dgm.results import Posterior
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ppl_dgm
 from ppl_dgm.errors import FileError, ProgramError
-from ppl_dgm.inference.references import weighted_moments
+from ppl_dgm.inference.comparing.references import weighted_moments
 from ppl_dgm.results import Posterior
 
 __all__ = ["FOLDER", "checksum", "read_reference", "reference_moments", "write_reference"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference.distances import b_squared
-from ppl_dgm.inference.measuring import weighted_average
-from ppl_dgm.inference.references import column_weights, flat_coordinates
+from ppl_dgm.inference.comparing.distances import b_squared
+from ppl_dgm.inference.comparing.measuring import weighted_average
+from ppl_dgm.inference.comparing.references import column_weights, flat_coordinates
 from ppl_dgm.randomness import seeded
 from ppl_dgm.results import Posterior
 

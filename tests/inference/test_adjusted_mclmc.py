@@ -14,8 +14,8 @@ import ppl_dgm as dgm
 from oracles.densities import Handmade, gaussian
 from oracles.posteriors import eight_schools, schools_data
 from ppl_dgm.inference.adjusted_mclmc import AdjustedMCLMC, IsokineticTrajectory
-from ppl_dgm.inference.hamiltonian import Metric, Point
-from ppl_dgm.inference.isokinetic import (
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.isokinetic import (
     INTEGRATORS,
     directions,
     energy_change,

@@ -14,9 +14,9 @@ import ppl_dgm as dgm
 from oracles.linear_gaussian import LinearGaussian
 from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.inference.ais import AIS, Sandwich
-from ppl_dgm.inference.annealing import GibbsAnnealer, backward, equal_barriers, forward, sigmoidal
-from ppl_dgm.inference.by_example import examples_of
-from ppl_dgm.inference.hamiltonian import Metric
+from ppl_dgm.inference.annealed.annealing import GibbsAnnealer, backward, equal_barriers, forward, sigmoidal
+from ppl_dgm.inference.annealed.by_example import examples_of
+from ppl_dgm.inference.chains.hamiltonian import Metric
 from ppl_dgm.inference.tempered_smc import Stage
 from ppl_dgm.models import RBM
 from ppl_dgm.program import as_program

@@ -10,8 +10,8 @@ import torch
 import ppl_dgm as dgm
 from oracles.densities import Handmade, gaussian
 from oracles.posteriors import breast_cancer, eight_schools, logistic, schools_data
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.chees import ChEES, LearnedTrajectory, chees_gradient
-from ppl_dgm.inference.hamiltonian import Metric, Point
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["diagonal", "dense"])

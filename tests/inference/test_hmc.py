@@ -15,12 +15,12 @@ from torch import Tensor
 import ppl_dgm as dgm
 from oracles.densities import Handmade, gaussian
 from oracles.posteriors import breast_cancer, eight_schools, logistic, schools_data
-from ppl_dgm.inference import sampling
+from ppl_dgm.inference.chains import sampling
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point, gain, metropolis, trajectory
+from ppl_dgm.inference.chains.sampling import HamiltonianSampler
 from ppl_dgm.inference.chees import ChEES
-from ppl_dgm.inference.hamiltonian import Metric, Point, gain, metropolis, trajectory
 from ppl_dgm.inference.hmc import HMC, JitteredTrajectory, halton
 from ppl_dgm.inference.nuts import NUTS
-from ppl_dgm.inference.sampling import HamiltonianSampler
 
 SMALL = [
     HMC(chains=4, warmup=30, draws=20),

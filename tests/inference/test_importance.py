@@ -11,8 +11,8 @@ from torch import Tensor
 
 import ppl_dgm as dgm
 from oracles.linear_gaussian import LinearGaussian
-from ppl_dgm.inference.psis import psis
-from ppl_dgm.inference.weighing import LogMean
+from ppl_dgm.inference.approximating.weighing import LogMean
+from ppl_dgm.inference.diagnostics.psis import psis
 
 X = torch.tensor([[0.5, -1.0, 0.3, 1.2], [1.0, 2.0, -0.5, 0.0], [-2.0, 0.4, 0.0, 1.0]])
 

@@ -8,13 +8,13 @@ import torch
 
 from oracles.densities import gaussian
 from oracles.invariance import bimodal, bimodal_draws, bimodal_shares, steps_from, z_scores
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.sampling import Kernel
 from ppl_dgm.inference.hmc import JitteredTrajectory
 from ppl_dgm.inference.mala import Langevin
 from ppl_dgm.inference.meads import PersistentMomentum
 from ppl_dgm.inference.nuts import Trees
 from ppl_dgm.inference.random_walk import Proposals
-from ppl_dgm.inference.sampling import Kernel
 
 CHAINS = 40_000
 

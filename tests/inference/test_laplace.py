@@ -17,8 +17,8 @@ from oracles.posteriors import PROGRAMS, eight_schools, eight_schools_centred, s
 from ppl_dgm import LogDensity
 from ppl_dgm.densities.curvature import hessian
 from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.inference.approximating.optimising import find_modes
 from ppl_dgm.inference.laplace import Laplace, mode
-from ppl_dgm.inference.optimising import find_modes
 
 X = torch.tensor([[0.5, -1.0, 0.3, 1.2], [1.0, 2.0, -0.5, 0.0], [-2.0, 0.4, 0.0, 1.0]]).double()
 

@@ -10,7 +10,7 @@ import torch
 import ppl_dgm as dgm
 from oracles.densities import Handmade, gaussian
 from oracles.posteriors import eight_schools, schools_data
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.mclmc import MCLMC, EnergyVariance, MicrocanonicalLangevin, autocorrelation_times
 from ppl_dgm.inference.targets import ill_conditioned_gaussian, squared_bias
 
@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path: Path) -> None:
 
 
 def test_a_run_interrupted_in_warm_up_goes_on_to_the_same_draws(tmp_path: Path, monkeypatch: Any) -> None:
-    from ppl_dgm.inference import sampling
+    from ppl_dgm.inference.chains import sampling
 
     method = MCLMC(chains=4, warmup=40, draws=5)
     whole = dgm.infer(eight_schools, *schools_data(), method=method, seed=0)

@@ -9,7 +9,7 @@ import ppl_dgm as dgm
 from oracles.densities import gaussian
 from oracles.posteriors import eight_schools, schools_data
 from oracles.resumption import assert_resumes
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.meads import MEADS, PersistentMomentum, largest_eigenvalue, tuned
 from ppl_dgm.inference.targets import ill_conditioned_gaussian, squared_bias
 

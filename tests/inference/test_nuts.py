@@ -9,7 +9,7 @@ from torch import Tensor
 import ppl_dgm as dgm
 from oracles.densities import Handmade, gaussian, recursive_nuts
 from oracles.posteriors import eight_schools, schools_data
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.nuts import NUTS, Trees, checkpoints, turning
 
 LEVELS = 7

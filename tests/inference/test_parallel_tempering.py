@@ -14,13 +14,13 @@ from torch import Tensor
 import ppl_dgm as dgm
 from oracles.densities import gaussian
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference import sampling
-from ppl_dgm.inference.annealing import interpolated
-from ppl_dgm.inference.hamiltonian import Metric
+from ppl_dgm.inference.annealed.annealing import interpolated
+from ppl_dgm.inference.annealed.tempering import Parts, PowerPath
+from ppl_dgm.inference.chains import sampling
+from ppl_dgm.inference.chains.hamiltonian import Metric
+from ppl_dgm.inference.chains.replica_exchange import LadderMetric, ReplicaExchange, stacked_scales, swap_probabilities
 from ppl_dgm.inference.parallel_tempering import ParallelTempering, stepping_stones
-from ppl_dgm.inference.replica_exchange import LadderMetric, ReplicaExchange, stacked_scales, swap_probabilities
 from ppl_dgm.inference.targets import far_modes
-from ppl_dgm.inference.tempering import Parts, PowerPath
 
 
 def regression() -> tuple[Any, tuple[Tensor, Tensor], Tensor, Tensor, float]:

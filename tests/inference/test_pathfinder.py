@@ -12,7 +12,7 @@ from oracles.linear_gaussian import LinearGaussian
 from oracles.posteriors import eight_schools, eight_schools_centred, schools_data
 from ppl_dgm import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError
-from ppl_dgm.inference.optimising import InverseHessian, Iterate, climb
+from ppl_dgm.inference.approximating.optimising import InverseHessian, Iterate, climb
 from ppl_dgm.inference.pathfinder import LowRankNormals, Pathfinder, follow_paths, pathfinder_initial
 
 

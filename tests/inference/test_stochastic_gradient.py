@@ -13,8 +13,8 @@ from torch import Tensor
 
 import ppl_dgm as dgm
 from oracles.posteriors import logistic
-from ppl_dgm.inference.hamiltonian import Metric, Point
-from ppl_dgm.inference.minibatches import FullBatch, MinibatchDensity
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.minibatches import FullBatch, MinibatchDensity
 from ppl_dgm.inference.stochastic_gradient import SGHMC, SGLD, inverse_information
 
 

@@ -14,10 +14,10 @@ import ppl_dgm as dgm
 from oracles.linear_gaussian import LinearGaussian
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
-from ppl_dgm.inference.hamiltonian import Metric, Point, reasonable_steps
+from ppl_dgm.inference.annealed.tempering import GaussianPath, Parts, PowerPath, PriorPath, Tempered, move
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point, reasonable_steps
 from ppl_dgm.inference.targets import far_modes
 from ppl_dgm.inference.tempered_smc import TemperedSMC, next_beta, systematic
-from ppl_dgm.inference.tempering import GaussianPath, Parts, PowerPath, PriorPath, Tempered, move
 
 # -- conjugate programs, each with its arguments, its log evidence, and E[site] and Var[site] of its posterior -----
 

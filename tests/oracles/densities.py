@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.hamiltonian import Metric, Point, trajectory
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point, trajectory
 
 __all__ = ["Handmade", "gaussian", "recursive_nuts"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from oracles.densities import Handmade
-from ppl_dgm.inference.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 
 __all__ = ["bimodal", "bimodal_draws", "bimodal_shares", "steps_from", "z_scores"]
 

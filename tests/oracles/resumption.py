@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ppl_dgm as dgm
-from ppl_dgm.inference import sampling
+from ppl_dgm.inference.chains import sampling
 
 __all__ = ["assert_resumes"]
 

@@ -1,0 +1,1 @@
+"""Paths from the prior to the posterior, and what the samplers along them share."""

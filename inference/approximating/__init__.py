@@ -1,0 +1,1 @@
+"""Modes, normal approximations and importance weights."""

@@ -1,0 +1,1 @@
+"""Comparison of algorithms under equal budgets against a reference."""

@@ -1,0 +1,1 @@
+"""The loop that the gradient learners share, and its checkpoints."""
