@@ -290,7 +290,7 @@ def scaled(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("program", "reason"),
     [(flat, "has a flat prior"), (masked, "is masked"), (scaled, "is scaled")],
-    ids=lambda v: str(v),
+    ids=["flat", "masked", "scaled"],
 )
 def test_priors_that_cannot_be_drawn_from_are_refused_with_the_remedy(program: Any, reason: str) -> None:
     with pytest.raises(TaskUnavailable, match=f"site 'x' {reason}.*reference=10.0"):
