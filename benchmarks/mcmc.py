@@ -144,7 +144,9 @@ def blackjax(options: Any) -> Callable[[int], dict[str, np.ndarray]]:
         first, second, third = jax.random.split(key, 3)
         start = jax.random.uniform(first, (chains, d), minval=-2.0, maxval=2.0)
         adapt = bj.chees_adaptation(density, chains)
-        (states, parameters), _ = adapt.run(second, start, 0.5, optax.adam(0.05), warmup)  # the best of twelve settings tried
+        (states, parameters), _ = adapt.run(
+            second, start, 0.5, optax.adam(0.05), warmup
+        )  # the best of twelve settings tried
         kernel = jax.vmap(bj.dynamic_hmc(density, **parameters).step)
 
         def step(states, key):
