@@ -17,6 +17,7 @@ from ppl_dgm.inference.chains.isokinetic import (
 from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.inference.chees import LearnedTrajectory
 from ppl_dgm.inference.hmc import halton
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["AdjustedMCLMC", "IsokineticTrajectory"]
@@ -95,10 +96,10 @@ class AdjustedMCLMC(HamiltonianSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         enough = self.chains >= 2 or self.length is not None
-        self._require("chains", enough, "at least 2 where the length is learned, since that is done across chains")
-        self._require("length", self.length is None or self.length > 0, "positive, or None to learn it")
-        self._require("integrator", self.integrator in INTEGRATORS, f"one of {', '.join(map(repr, INTEGRATORS))}")
-        self._require("max_steps", self.max_steps >= 1, "at least 1")
+        require(self, ("chains", enough, "at least 2 where the length is learned, since that is done across chains"))
+        require(self, ("length", self.length is None or self.length > 0, "positive, or None to learn it"))
+        require(self, ("integrator", self.integrator in INTEGRATORS, f"one of {', '.join(map(repr, INTEGRATORS))}"))
+        require(self, ("max_steps", self.max_steps >= 1, "at least 1"))
 
     def adaptation(self, density: Density) -> Adaptation:
         require_two("AdjustedMCLMC", density.dim)

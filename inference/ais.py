@@ -22,6 +22,7 @@ from ppl_dgm.inference.annealed.by_example import Examples, examples_of, stacked
 from ppl_dgm.inference.annealed.tempering import Parts, Reference, check_reference, path_from
 from ppl_dgm.inference.approximating.weighing import LogMean
 from ppl_dgm.inference.tempered_smc import Annealing, TemperedSMC
+from ppl_dgm.options import is_count, require
 from ppl_dgm.program import Program, as_program
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm
@@ -138,19 +139,18 @@ class AIS:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("particles", _is_count(self.particles, 2), "a whole number, at least 2"),
-            ("temperatures", _is_count(self.temperatures, 1), "a whole number, at least 1"),
+        require(
+            self,
+            ("particles", is_count(self.particles, 2), "a whole number, at least 2"),
+            ("temperatures", is_count(self.temperatures, 1), "a whole number, at least 1"),
             ("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(map(repr, _SCHEDULES))}"),
-            ("pilot", _is_count(self.pilot, 16), "a whole number, at least 16"),
-            ("max_steps", _is_count(self.max_steps, 1), "a whole number, at least 1"),
+            ("pilot", is_count(self.pilot, 16), "a whole number, at least 16"),
+            ("max_steps", is_count(self.max_steps, 1), "a whole number, at least 1"),
             ("sigmas", self.sigmas >= 0, "a number, at least 0"),
             ("reference", check_reference(self.reference), "'prior', a positive number, or (mean, spread)"),
             ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
             ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
-        ):
-            if not good:
-                raise ProgramError(f"AIS: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
         if self.posterior is not None and not isinstance(self.posterior, (dict, Posterior)):
             raise ProgramError(
                 f"AIS: posterior must be a Posterior or draws {{site: tensor}}, but it is a {type(self.posterior).__name__}."
@@ -368,7 +368,3 @@ def _draws(posterior: Any) -> dict[str, Tensor] | None:
     if isinstance(posterior, Posterior):
         return {name: value.flatten(0, 1) for name, value in posterior.unweighted().draws.items()}
     return posterior
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

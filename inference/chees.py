@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.chains.sampling import HamiltonianSampler, Kernel
 from ppl_dgm.inference.hmc import JitteredTrajectory
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["ChEES", "LearnedTrajectory", "chees_gradient"]
@@ -103,9 +104,9 @@ class ChEES(HamiltonianSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("chains", self.chains >= 2, "at least 2, since the length is learned across chains")
-        self._require("jitter", 0 <= self.jitter < 1, "at least 0 and below 1")
-        self._require("max_steps", self.max_steps >= 1, "at least 1")
+        require(self, ("chains", self.chains >= 2, "at least 2, since the length is learned across chains"))
+        require(self, ("jitter", 0 <= self.jitter < 1, "at least 0 and below 1"))
+        require(self, ("max_steps", self.max_steps >= 1, "at least 1"))
 
     def kernel(self) -> Kernel:
         return LearnedTrajectory(math.pi / 2, self.jitter, self.max_steps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
+from ppl_dgm.options import require
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
@@ -65,14 +66,13 @@ class EM:
     warm_start: bool = False
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
+        require(
+            self,
             ("steps", self.steps >= 1, "at least 1"),
             ("restarts", self.restarts >= 1, "at least 1"),
             ("tolerance", self.tolerance >= 0, "at least 0"),
             ("patience", self.patience is None or self.patience >= 1, "None or at least 1"),
-        ):
-            if not good:
-                raise ProgramError(f"EM: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
 
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.errors import TaskUnavailable
 from ppl_dgm.inference.online_em import OnlineEM
+from ppl_dgm.options import is_count, require
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm, resolve
@@ -54,9 +55,11 @@ class Ensemble:
     weigh: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("members", 1), ("joint", 0)):
-            if getattr(self, name) < least:
-                raise ProgramError(f"Ensemble: {name} must be at least {least}, but it is {getattr(self, name)!r}.")
+        require(
+            self,
+            ("members", is_count(self.members, 1), "a whole number, at least 1"),
+            ("joint", is_count(self.joint, 0), "a whole number, at least 0"),
+        )
 
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.errors import FileError, NumericalError, ProgramError, TaskUnavailable
+from ppl_dgm.errors import FileError, NumericalError, TaskUnavailable
 from ppl_dgm.files import load_tensors, save_tensors
 from ppl_dgm.inference.chains.sampling import CHECKPOINT_SECONDS, stacked
 from ppl_dgm.inference.conjugate.conjugacy import Conditional, Slopes, gaussian_blocks, recognise
 from ppl_dgm.inference.conjugate.discrete import Flips, discrete_blocks
 from ppl_dgm.inference.conjugate.factors import Factors, Values
 from ppl_dgm.inference.conjugate.within_gibbs import Rest
+from ppl_dgm.options import is_count, require
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior
@@ -158,16 +159,15 @@ class Gibbs:
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("chains", _is_count(self.chains, 1), "a whole number, at least 1"),
-            ("warmup", _is_count(self.warmup, 0), "a whole number, at least 0"),
-            ("draws", _is_count(self.draws, 1), "a whole number, at least 1"),
+        require(
+            self,
+            ("chains", is_count(self.chains, 1), "a whole number, at least 1"),
+            ("warmup", is_count(self.warmup, 0), "a whole number, at least 0"),
+            ("draws", is_count(self.draws, 1), "a whole number, at least 1"),
             ("rest", self.rest in ("hmc", "slice"), "'hmc' or 'slice'"),
             ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
             ("radius", self.radius > 0, "positive"),
-        ):
-            if not good:
-                raise ProgramError(f"Gibbs: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
 
     def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
         """Draw from the posterior; see `ppl_dgm.infer`."""
@@ -347,7 +347,3 @@ def _gradients(sweep: Sweep) -> int:
 def _listed(names: tuple[str, ...]) -> str:
     rest = len(names) - 3
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -8,6 +8,7 @@ import torch
 
 from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, kinetic, metropolis, trajectory
 from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["HMC", "JitteredTrajectory", "halton"]
@@ -104,9 +105,9 @@ class HMC(HamiltonianSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("length", self.length > 0, "positive")
-        self._require("jitter", 0 <= self.jitter < 1, "at least 0 and below 1")
-        self._require("max_steps", self.max_steps >= 1, "at least 1")
+        require(self, ("length", self.length > 0, "positive"))
+        require(self, ("jitter", 0 <= self.jitter < 1, "at least 0 and below 1"))
+        require(self, ("max_steps", self.max_steps >= 1, "at least 1"))
 
     def kernel(self) -> Kernel:
         return JitteredTrajectory(self.length, self.jitter, self.max_steps)

@@ -7,6 +7,7 @@ import torch
 from ppl_dgm.inference.chains.adaptation import Adaptation, Warmup, metric_form
 from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, metropolis, trajectory
 from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MALA", "Langevin"]
@@ -73,7 +74,7 @@ class MALA(HamiltonianSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("steps", isinstance(self.steps, int) and self.steps >= 1, "a whole number, at least 1")
+        require(self, ("steps", isinstance(self.steps, int) and self.steps >= 1, "a whole number, at least 1"))
 
     def kernel(self) -> Kernel:
         return Langevin(self.steps)

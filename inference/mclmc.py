@@ -17,6 +17,7 @@ from ppl_dgm.inference.chains.isokinetic import (
     require_two,
 )
 from ppl_dgm.inference.chains.sampling import METRICS, ChainSampler, Drawn, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MCLMC", "EnergyVariance", "MicrocanonicalLangevin", "autocorrelation_times"]
@@ -211,15 +212,15 @@ class MCLMC(ChainSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, good, wanted in (
+        require(
+            self,
             ("energy_variance", 0 < self.energy_variance < 1, "between 0 and 1"),
             ("length", self.length is None or self.length > 0, "positive, or None to learn it"),
             ("integrator", self.integrator in INTEGRATORS, f"one of {', '.join(map(repr, INTEGRATORS))}"),
             ("thinning", self.thinning >= 1, "at least 1"),
             ("metric", self.metric in METRICS, f"one of {', '.join(map(repr, METRICS))}"),
             ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def adaptation(self, density: Density) -> Adaptation:
         require_two("MCLMC", density.dim)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_dgm.inference.chains.adaptation import Adaptation, descend, relocated, stranded
 from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point, gain
 from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["MEADS", "Ensemble", "PersistentMomentum", "largest_eigenvalue", "tuned"]
@@ -210,13 +211,13 @@ class MEADS(ChainSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, good, wanted in (
+        require(
+            self,
             ("steps", isinstance(self.steps, int) and self.steps >= 1, "a whole number, at least 1"),
             ("folds", isinstance(self.folds, int) and self.folds >= 3, "a whole number, at least 3"),
-        ):
-            self._require(name, good, wanted)
+        )
         good = self.chains >= 4 * self.folds and self.chains % self.folds == 0
-        self._require("chains", good, f"a multiple of the {self.folds} folds, with at least 4 chains in each")
+        require(self, ("chains", good, f"a multiple of the {self.folds} folds, with at least 4 chains in each"))
 
     def kernel(self) -> Kernel:
         return PersistentMomentum(self.folds, self.steps, self.warmup)

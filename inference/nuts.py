@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.inference.chains.hamiltonian import DIVERGED, Density, Metric, Point, kinetic, trajectory
 from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["NUTS", "Trees", "checkpoints", "turning"]
@@ -285,7 +286,7 @@ class NUTS(HamiltonianSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("max_depth", 1 <= self.max_depth <= 20, "from 1 to 20")
+        require(self, ("max_depth", 1 <= self.max_depth <= 20, "from 1 to 20"))
 
     def kernel(self) -> Kernel:
         return Trees(self.max_depth)

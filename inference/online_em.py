@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.errors import TaskUnavailable
+from ppl_dgm.options import require
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
@@ -65,7 +66,8 @@ class OnlineEM:
     grow: bool = True
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
+        require(
+            self,
             ("epochs", self.epochs >= 0, "at least 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("decay", 0.5 < self.decay <= 1, "above 0.5 and at most 1"),
@@ -73,9 +75,7 @@ class OnlineEM:
             ("tolerance", self.tolerance >= 0, "at least 0"),
             ("patience", self.patience >= 1, "at least 1"),
             ("noise", self.noise > 0, "above 0"),
-        ):
-            if not good:
-                raise ProgramError(f"OnlineEM: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
 
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:

@@ -13,6 +13,7 @@ from ppl_dgm.inference.chains.adaptation import Adaptation
 from ppl_dgm.inference.chains.hamiltonian import Density
 from ppl_dgm.inference.chains.replica_exchange import ReplicaExchange
 from ppl_dgm.inference.chains.sampling import ChainSampler, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior, Score
 
@@ -81,7 +82,8 @@ class ParallelTempering(ChainSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         known = self.reference in ("auto", "power") if isinstance(self.reference, str) else False
-        for name, good, wanted in (
+        require(
+            self,
             ("warmup", self.warmup >= 10, "at least 10, since nothing is known of the temperatures before"),
             (
                 "temperatures",
@@ -96,8 +98,7 @@ class ParallelTempering(ChainSampler):
                 "'auto', 'prior', 'power', a positive number, or (mean, spread)",
             ),
             ("hottest", self.hottest > 1, "a number above 1"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def kernel(self) -> Kernel:
         return ReplicaExchange(

@@ -20,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.options import require
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.randomness import seeded
@@ -46,16 +47,13 @@ class _PyroSampler:
     dense: bool | list[tuple[str, ...]] = False
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
+        require(
+            self,
             ("chains", self.chains >= 1, "at least 1"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("draws", self.draws >= 1, "at least 1"),
             ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
-        ):
-            if not good:
-                raise ProgramError(
-                    f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}."
-                )
+        )
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_dgm.inference.chains.adaptation import Adaptation, DualAveraging, Warmup, metric_form
 from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point
 from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel
+from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
 
 __all__ = ["Proposals", "RandomWalk", "pooled_covariance"]
@@ -138,13 +139,13 @@ class RandomWalk(ChainSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, good, wanted in (
+        require(
+            self,
             ("steps", isinstance(self.steps, int) and self.steps >= 1, "a whole number, at least 1"),
             ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
             ("metric", self.metric in _METRICS, f"one of {', '.join(map(repr, _METRICS))}"),
             ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def kernel(self) -> Kernel:
         return Proposals(self.steps)

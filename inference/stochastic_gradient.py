@@ -11,6 +11,7 @@ from ppl_dgm.inference.chains.adaptation import Adaptation, DualAveraging, Warmu
 from ppl_dgm.inference.chains.hamiltonian import Metric, Point
 from ppl_dgm.inference.chains.minibatches import FullBatch, MinibatchDensity, rows_of
 from ppl_dgm.inference.chains.sampling import ChainSampler, Drawn, Kernel, Run
+from ppl_dgm.options import require
 from ppl_dgm.program import as_program
 from ppl_dgm.registry import algorithm
 
@@ -227,7 +228,8 @@ class StochasticGradient(ChainSampler):
         super().__post_init__()
         b = self.batch_size
         learned = self.warmup >= 10 and self.preconditioner in ("auto", "dense", "diagonal")
-        for name, good, wanted in (
+        require(
+            self,
             ("batch_size", b is None or (b >= 2 and b % 2 == 0), "an even number, or None for all rows at each step"),
             (
                 "preconditioner",
@@ -240,8 +242,7 @@ class StochasticGradient(ChainSampler):
             ("decay", 0 <= self.decay <= 1, "between 0 and 1"),
             ("offset", self.offset > 0, "positive"),
             ("thinning", self.thinning >= 1, "at least 1"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def density(self, program: Any, *args: Any, **kwargs: Any) -> Any:
         options = {**kwargs, "dtype": self.dtype, "backend": self.backend}
@@ -346,7 +347,7 @@ class SGHMC(StochasticGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("friction", 0 < self.friction < 1, "between 0 and 1")
+        require(self, ("friction", 0 < self.friction < 1, "between 0 and 1"))
 
     def kernel(self) -> Kernel:
         return StochasticHamiltonian(self)

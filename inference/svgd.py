@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.density import LogDensity
-from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.errors import NumericalError
 from ppl_dgm.inference.approximating.approximations import require_counts, spent
+from ppl_dgm.options import require
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Posterior
@@ -135,14 +136,13 @@ class SVGD:
 
     def __post_init__(self) -> None:
         require_counts(self, particles=1, steps=1)
-        for name, good, wanted in (
+        require(
+            self,
             ("kernel", self.kernel in KERNELS, f"one of {', '.join(map(repr, KERNELS))}"),
             ("optimiser", self.optimiser in OPTIMISERS, f"one of {', '.join(map(repr, OPTIMISERS))}"),
             ("lr", self.lr > 0, "positive"),
             ("tolerance", self.tolerance >= 0, "at least 0"),
-        ):
-            if not good:
-                raise ProgramError(f"SVGD: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
 
     def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
         """See `ppl_dgm.infer`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.density import LogDensity
-from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.errors import NumericalError
 from ppl_dgm.inference.annealed.by_example import examples_of, stacked_score
 from ppl_dgm.inference.annealed.tempering import (
     Parts,
@@ -24,6 +24,7 @@ from ppl_dgm.inference.annealed.tempering import (
 )
 from ppl_dgm.inference.chains.adaptation import fisher_metric
 from ppl_dgm.inference.chains.hamiltonian import Metric
+from ppl_dgm.options import is_count, require
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior, Score
@@ -282,20 +283,19 @@ class TemperedSMC:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("particles", _is_count(self.particles, 2), "a whole number, at least 2"),
-            ("chains", _is_count(self.chains, 1), "a whole number, at least 1"),
+        require(
+            self,
+            ("particles", is_count(self.particles, 2), "a whole number, at least 2"),
+            ("chains", is_count(self.chains, 1), "a whole number, at least 1"),
             ("ess", 0 < self.ess < 1, "between 0 and 1"),
             ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
-            ("min_moves", _is_count(self.min_moves, 1), "a whole number, at least 1"),
-            ("max_moves", _is_count(self.max_moves, self.min_moves), "a whole number, at least min_moves"),
-            ("max_steps", _is_count(self.max_steps, 1), "a whole number, at least 1"),
+            ("min_moves", is_count(self.min_moves, 1), "a whole number, at least 1"),
+            ("max_moves", is_count(self.max_moves, self.min_moves), "a whole number, at least min_moves"),
+            ("max_steps", is_count(self.max_steps, 1), "a whole number, at least 1"),
             ("reference", check_reference(self.reference), "'prior', a positive number, or (mean, spread)"),
             ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
             ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
-        ):
-            if not good:
-                raise ProgramError(f"TemperedSMC: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        )
 
     def run(self, program: Any, *args: Any, **kwargs: Any) -> Posterior:
         """See `ppl_dgm.infer`."""
@@ -353,7 +353,3 @@ class TemperedSMC:
         if self.chains > 1:
             variance = torch.maximum(variance, share.var() / self.chains)
         return Score(value.to(dtype), "estimate", variance.sqrt().to(dtype), how)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

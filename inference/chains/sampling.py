@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.density import LogDensity
-from ppl_dgm.errors import NumericalError, ProgramError
+from ppl_dgm.errors import NumericalError
 from ppl_dgm.inference.chains.adaptation import Adaptation, Warmup, metric_form
 from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point
 from ppl_dgm.inference.chains.resuming import read_run, write_run
 from ppl_dgm.inference.chains.starting import Start, starting_points, superchain_of
+from ppl_dgm.options import is_count, require
 from ppl_dgm.progress import progress
 from ppl_dgm.results import Cost, Posterior
 
@@ -113,23 +114,19 @@ class ChainSampler:
     needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
-            ("chains", _is_count(self.chains, 1), "a whole number, at least 1"),
-            ("warmup", _is_count(self.warmup, 0), "a whole number, at least 0"),
-            ("draws", _is_count(self.draws, 1), "a whole number, at least 1"),
+        require(
+            self,
+            ("chains", is_count(self.chains, 1), "a whole number, at least 1"),
+            ("warmup", is_count(self.warmup, 0), "a whole number, at least 0"),
+            ("draws", is_count(self.draws, 1), "a whole number, at least 1"),
             ("backend", self.backend in ("eager", "inductor"), "'eager' or 'inductor'"),
             ("dtype", self.dtype in (None, torch.float32, torch.float64), "torch.float32 or torch.float64"),
             ("superchains", self._divides(self.superchains), f"a divisor of the {self.chains} chains, at least 2"),
             ("radius", self.radius > 0, "positive"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def _divides(self, groups: int | None) -> bool:
-        return groups is None or (_is_count(groups, 2) and self.chains % groups == 0)
-
-    def _require(self, name: str, good: bool, wanted: str) -> None:
-        if not good:
-            raise ProgramError(f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}.")
+        return groups is None or (is_count(groups, 2) and self.chains % groups == 0)
 
     def kernel(self) -> Kernel:
         """A fresh kernel with these options."""
@@ -293,12 +290,12 @@ class HamiltonianSampler(ChainSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, good, wanted in (
+        require(
+            self,
             ("target_accept", 0 < self.target_accept < 1, "between 0 and 1"),
             ("metric", self.metric in METRICS, f"one of {', '.join(map(repr, METRICS))}"),
             ("step_size", self.step_size is None or self.step_size > 0, "positive, or None to learn it"),
-        ):
-            self._require(name, good, wanted)
+        )
 
     def adaptation(self, density: Density) -> Adaptation:
         form = metric_form(self.metric, density.dim)
@@ -325,10 +322,6 @@ def _counts(density: Any) -> list[int]:
 def _listed(names: list[str]) -> str:
     rest = len(names) - 3
     return ", ".join(map(repr, names[:3])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_rounding(point: Point) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_dgm.errors import DataError, NumericalError, ProgramError
 from ppl_dgm.graphs import Recorder, tolerant_pyro
 from ppl_dgm.inference.learning.checkpoint import read_checkpoint, write_checkpoint
+from ppl_dgm.options import require
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.randomness import seeded
@@ -83,7 +84,8 @@ class GradientLearner:
     checkpoint_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, good, wanted in (
+        require(
+            self,
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "None or at least 1"),
             ("lr", self.lr > 0, "positive"),
@@ -96,11 +98,7 @@ class GradientLearner:
                 not isinstance(self.optim, str) or self.optim in _OPTIMISERS,
                 f"one of {', '.join(_OPTIMISERS)}, or an optimiser",
             ),
-        ):
-            if not good:
-                raise ProgramError(
-                    f"{type(self).__name__}: {name} must be {wanted}, but it is {getattr(self, name)!r}."
-                )
+        )
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
 
