@@ -1,5 +1,6 @@
 """ClosedForm: learning in one computation, for programs whose maximum likelihood is known."""
 
+import inspect
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ __all__ = ["ClosedForm"]
 class ClosedForm:
     """The parameters of greatest likelihood, computed rather than searched for.
 
-    A program offers `fit_closed_form(train, valid, **options) -> notes`, which sets its parameters in place.
+    A program offers `fit_closed_form(train, *args, valid=valid, **options) -> notes`, which sets its parameters in place;
+    args are what else it learns from, such as labels.
 
     Arguments:
         options: go to `fit_closed_form`.
@@ -46,13 +48,15 @@ class ClosedForm:
             raise TaskUnavailable(
                 f"{program.name!r} has no closed form (fit_closed_form); learn it with method={other!r}."
             )
-        if args:
-            raise ProgramError(f"closed-form takes the data alone, not {len(args)} more arguments; leave them out.")
+        try:
+            inspect.signature(program.fit_closed_form).bind(data, *args, valid=valid, **self.options)
+        except TypeError as error:
+            raise ProgramError(f"the closed form of {program.name!r} does not take these arguments: {error}.") from None
         begun = time.perf_counter()
-        notes = program.fit_closed_form(data, valid, **self.options) or {}
+        notes = program.fit_closed_form(data, *args, valid=valid, **self.options) or {}
         row: dict[str, float] = {"epoch": 1}
         if hasattr(program, "log_density"):
-            row["objective"] = -program.log_density(data).mean().value
+            row["objective"] = -program.log_density(data, *args).mean().value
             if valid is not None:
                 row["valid"] = -program.log_density(valid).mean().value
         row["seconds"] = time.perf_counter() - begun
