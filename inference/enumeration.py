@@ -49,6 +49,7 @@ class Enumeration:
             example.
         normalised: False where the program has `pyro.factor` terms, so that its density is known up to a
             constant.
+        terms: the log factors, (plates, packed tensor), and `names` the sites that they belong to.
 
     Raises:
         TaskUnavailable: a latent site is continuous or cannot be enumerated, a site is subsampled or
@@ -104,7 +105,12 @@ class Enumeration:
         self.terms: list[tuple[frozenset, Any]] = []
         self.own: dict[str, int] = {}  # latent site -> the index of its own factor, log p(z | parents)
         self.symbols: dict[str, str] = {}
+        self.names: list[str] = []  # of the terms
+        self.factor_terms: set[str] = set()  # those that are pyro.factor statements
         for name, node in _random(trace).items():
+            self.names.append(name)
+            if isinstance(node["fn"], dist.Unit):
+                self.factor_terms.add(name)
             if name in self.latent:
                 self.own[name], self.symbols[name] = len(self.terms), node["infer"]["_enumerate_symbol"]
             plates = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node) if f.size > 1)
@@ -172,8 +178,25 @@ class Enumeration:
         """Joint draws z ~ p(z | x), {site: [draws, *batch, *event]}: sums forward, then draws backward."""
         entries = sum(term.numel() for _, term in self.terms)
         at_once = max(1, min(draws, _ENTRIES // entries))
-        parts = [self._sample(min(at_once, draws - done)) for done in range(0, draws, at_once)]
+        try:
+            parts = [self._sample(min(at_once, draws - done)) for done in range(0, draws, at_once)]
+        except RuntimeError as error:
+            # Pyro's backward sampler cannot join the samples of steps that sum out different numbers of sites
+            if "is invalid for input of size" not in str(error):
+                raise
+            return self._sample_by_messages(draws)
         return {name: torch.cat([part[name] for part in parts]) for name in self.latent}
+
+    def _sample_by_messages(self, draws: int) -> dict[str, Tensor]:
+        """The same from the tree of an elimination order, element by element."""
+        from ppl_dgm.inference.messages.answers import native
+        from ppl_dgm.inference.messages.cluster_tree import Passing
+        from ppl_dgm.inference.messages.elimination import plan_elimination
+        from ppl_dgm.inference.messages.factor_graph import FactorGraph
+        from ppl_dgm.inference.messages.trees import bucket_tree
+
+        graph = FactorGraph.from_enumeration(self)
+        return native(graph, Passing(bucket_tree(graph, plan_elimination(graph))).sample(draws))
 
     def _sample(self, draws: int) -> dict[str, Tensor]:
         many = self._fresh_symbol()  # the draws' own plate

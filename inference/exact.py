@@ -84,7 +84,7 @@ class Exact:
                 kind="exact",
                 program=program,
             )
-        if _owner(program, "log_density") is not None:
+        if _owner(program, "log_density") is not None and not _latent(program, args, kwargs):
             return Posterior(
                 {},
                 log_evidence=self.evidence(program, *args, **kwargs),
@@ -149,10 +149,15 @@ class Recognised:
         return _conjugate_evidence(self.found)
 
 
+def _latent(program: Program, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """{site: distribution} of what the program does not observe for these arguments."""
+    with seeded(0):
+        return latent_distributions(program, args, kwargs)
+
+
 def _recognised(program: Program, args: tuple, kwargs: dict) -> ConjugatePosterior | None:
     """The posterior of a program with continuous sites alone, if it is a closed form."""
-    with seeded(0):
-        latent = latent_distributions(program, args, kwargs)
+    latent = _latent(program, args, kwargs)
     if all(fn.has_enumerate_support for fn in latent.values()):
         return None
     found = None

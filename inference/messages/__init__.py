@@ -1,0 +1,1 @@
+"""Exact message passing over discrete sites: factor graphs, elimination orders, cluster trees and their messages."""
