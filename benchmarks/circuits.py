@@ -3,6 +3,7 @@
     python benchmarks/circuits.py digits                          # one tree, and an ensemble of eight: about 3 minutes
     PPL_DGM_DATA=folder python benchmarks/circuits.py nltcs dna   # one tree each
     python benchmarks/circuits.py nltcs --members 4 --units 64
+    PPL_DGM_DATA=folder python benchmarks/circuits.py speed       # seconds; see circuit_speed.py
 
 The number of states, the number of passes and the best weights are chosen on the validation rows in each run; the pseudo-count and the
 smoothing of the digits were chosen on theirs. The test rows are scored once, at the end. One CPU thread.
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from circuit_speed import speed
 
 import ppl_dgm as dgm
 from ppl_dgm.text import table
@@ -67,6 +69,9 @@ def main() -> None:
     parser.add_argument("--units", type=int, help="most states of a hidden variable")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.sets == ["speed"]:
+        speed()
+        return
     header = ["set", "members", "states", "valid", "test", "over seeds", "± se (rows)", "learn s"]
     rows: list[list[str]] = []
     for name in options.sets:

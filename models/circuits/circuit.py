@@ -1,4 +1,4 @@
-"""Circuit: a probabilistic circuit over categorical variables as a program, by default a Chow-Liu tree."""
+"""Circuit: a probabilistic circuit as a program, by default a Chow-Liu tree over categorical variables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,17 @@ from torch.distributions import Distribution, constraints
 from ppl_dgm.distributions.circuit import CircuitDistribution
 from ppl_dgm.distributions.circuit.completion import Completion
 from ppl_dgm.distributions.circuit.entries import as_rows, split_missing
+from ppl_dgm.distributions.circuit.families import LeafFamily, leaf_family
+from ppl_dgm.distributions.circuit.family_circuit import FamilyCircuit, as_entries
+from ppl_dgm.distributions.circuit.family_regions import FamilyRegions
+from ppl_dgm.distributions.circuit.regions import RegionGraph
+from ppl_dgm.distributions.circuit.tensorised import Tensorised
 from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.evaluate.baselines import normalise
 from ppl_dgm.program import Answer, Program
 from ppl_dgm.results import Score
 
+from .family_regions import FamilyRegionParameters
 from .found import FOUND_STRUCTURES, FoundParameters
 from .graph import GraphParameters, graph_from_json, graph_to_json
 from .region_structures import REGION_STRUCTURES, regions_named
@@ -56,6 +62,10 @@ class Circuit(Program):
             "learn-spn", {"max_depth": 5} for "cutset", {"target": 0, "trees": 50} for "forest".
         smoothing: for "hclt" and region graphs over values in order, as grey levels: in learning, the share of each
             value's expected count that goes to its two neighbours.
+        leaf: what the leaves of "hclt" and region graphs are: "categorical", "bernoulli", "gaussian",
+            "discretised-logistic" (over `values` values), the name or the class of a univariate family of Pyro
+            ("poisson", `dist.StudentT`), a `LeafFamily`; or a list of these, one for each variable. Where the entries
+            are not categories, NaN marks a missing one, and a None pseudo-count is one row.
 
     Raises:
         ProgramError: an argument is out of range, or the graph is not a smooth and decomposable circuit.
@@ -75,6 +85,7 @@ class Circuit(Program):
         shape: Sequence[int] | None = None,
         options: dict[str, Any] | None = None,
         smoothing: float = 0.0,
+        leaf: Any = "categorical",
     ) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
@@ -89,6 +100,16 @@ class Circuit(Program):
         self.support, self.allows_missing = constraints.integer_interval(0, values - 1), True
         self.weights: TreeParameters | GraphParameters | RegionParameters
         _check_options(structure, components, shape, options)
+        if not (isinstance(leaf, str) and leaf == "categorical"):
+            if smoothing:
+                raise ProgramError(f"smoothing is of tables, but leaf is {leaf!r}; leave smoothing out.")
+            regions = None if structure == "hclt" else _regions_for(structure, observed, shape, options, leaf)
+            self.weights = FamilyRegionParameters(
+                _families(leaf, observed, values), regions, units, components, pseudo_count
+            )
+            self.values = self.weights.tabled
+            self.support = _common_support(self.weights.families)
+            return
         added = values / 10 if pseudo_count is None else pseudo_count
         if structure == "hclt":
             self.weights = RegionParameters(observed, values, None, units, components, added, smoothing)
@@ -148,14 +169,17 @@ class Circuit(Program):
         """x_n ~ Circuit."""
         circuit = self.distribution()
         if x is not None:
-            x, seen = split_missing(x)
+            x, seen = self._split(x)
             circuit = circuit.marginal(seen)
         with pyro.plate("data", n if x is None else len(x)):
             return pyro.sample(self.site, circuit, obs=x)
 
     def distribution(self) -> CircuitDistribution:
         """The distribution of one example, with the present weights."""
-        return CircuitDistribution(self.weights.evaluator())
+        evaluator = self.weights.evaluator()
+        if isinstance(evaluator, FamilyRegions):
+            return FamilyCircuit(evaluator)
+        return CircuitDistribution(evaluator)
 
     # -- exact answers -----------------------------------------------------------------------------
 
@@ -164,7 +188,9 @@ class Circuit(Program):
         if task == "learn":
             if isinstance(self.weights, (TreeParameters, FoundParameters)):
                 return "closed-form"
-            return "em" if isinstance(self.weights, GraphParameters) else "online-em"
+            whole = isinstance(self.weights, GraphParameters)
+            whole = whole or (isinstance(self.weights, FamilyRegionParameters) and self.weights.gradient_only)
+            return "em" if whole else "online-em"
         return None
 
     def answers(self) -> dict[str, Answer]:
@@ -192,25 +218,27 @@ class Circuit(Program):
         circuit = self.weights.evaluator()
         complete = bool(seen.all())
         value = circuit.log_evidence(rows, None if complete else seen)
-        return Score(value, "exact", how="one upward pass" + ("" if complete else ", missing entries summed out"))
+        how = "one upward pass" + ("" if complete else ", missing entries summed out")
+        return Score(value, "exact", how=how + (", density of continuous x" if self._continuous else ""))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p of the observed entries of x [batch, D] in nats, [batch]; unchecked, for gradients."""
-        rows, seen = split_missing(x)
+        rows, seen = self._split(x)
         return self.weights.evaluator().log_evidence(rows, seen)
 
     def posterior(self, x: Tensor) -> dict[str, Distribution]:
         """Distribution of each missing entry given the observed ones, one at a time.
 
         Returns:
-            {"x": Categorical with batch shape [batch, D]}; observed entries have all mass on their value.
-            These are marginals: joint draws come from `simulate`.
+            {"x": Categorical with batch shape [batch, D], or, where the entries are not categories, `LeafMarginals`};
+            observed entries have all mass on their value. These are marginals: joint draws come from `simulate`.
 
         Raises:
             DataError: an entry is not a category, or the observed entries have probability zero.
         """
         rows, seen = self._rows(x)
-        return {self.site: dist.Categorical(probs=self.distribution().marginals(rows, seen))}
+        found = self.distribution().marginals(rows, seen)
+        return {self.site: dist.Categorical(probs=found) if isinstance(found, Tensor) else found}
 
     def simulate(self, n: int, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Exact joint draws.
@@ -221,7 +249,7 @@ class Circuit(Program):
                 from each row.
 
         Returns:
-            {"x": [n, D]}, int64.
+            {"x": [n, D]}, int64 of categories.
 
         Raises:
             DataError: an entry is not a category, or the observed entries have probability zero.
@@ -305,6 +333,8 @@ class Circuit(Program):
         """
         if isinstance(self.weights, RegionParameters) and self.weights.smoothing:
             raise ProgramError("with smoothing, steps do not climb the likelihood; learn it with method='online-em'.")
+        if self._of_families:
+            return self.weights.em_step(*self._rows(x))  # type: ignore[union-attr, operator]
         value, expected = self._expected(x)
         self.weights.em_update(expected)
         return value
@@ -345,15 +375,42 @@ class Circuit(Program):
     def _expected(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The mean log likelihood and the expected counts: its gradient with respect to the log weights, summed."""
         rows, seen = self._rows(x)
+        if self._of_families:
+            return self.weights.expected(rows, seen)  # type: ignore[union-attr, operator]
+        observed, circuit = None if bool(seen.all()) else seen, self.weights.evaluator()
+        if isinstance(circuit, Tensorised):
+            value, expected = circuit.expected_counts(rows, observed)
+            return value.mean(), expected
         with torch.enable_grad():
-            circuit = self.weights.evaluator()
             tables = tuple(table.detach().requires_grad_() for table in circuit.tables)
-            value = circuit.with_tables(*tables).log_evidence(rows, None if bool(seen.all()) else seen)
+            value = circuit.with_tables(*tables).log_evidence(rows, observed)
             expected = torch.autograd.grad(value.sum(), tables)
         return value.detach().mean(), expected
 
+    @property
+    def _of_families(self) -> bool:
+        """Whether the entries are numbers of leaf families, not categories."""
+        return isinstance(self.weights, FamilyRegionParameters) and self.weights.tabled is None
+
+    @property
+    def _continuous(self) -> bool:
+        if not isinstance(self.weights, FamilyRegionParameters):
+            return False
+        return any(not kind.support.is_discrete for kind in self.weights.kinds)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries with zeros where they are missing, and the mask; unchecked."""
+        if not self._of_families:
+            return split_missing(x)
+        seen = ~x.isnan()
+        return torch.where(seen, x, torch.zeros_like(x)).to(self.dtype), seen
+
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.observed is not None and self.values is not None
+        assert self.observed is not None
+        if isinstance(self.weights, FamilyRegionParameters) and self.weights.tabled is None:
+            supports = [family.support for family in self.weights.families]
+            return as_entries(x.to(device=self.device, dtype=self.dtype), self.observed, supports)
+        assert self.values is not None
         return as_rows(x.to(self.device), self.observed, self.values)
 
 
@@ -369,3 +426,32 @@ def _check_options(structure: Any, components: int, shape: Any, options: Any) ->
         raise ProgramError(f"shape is {shape!r}, but structure {structure!r} cuts no images; leave it out.")
     if options and not (regions or (isinstance(structure, str) and structure in FOUND_STRUCTURES)):
         raise ProgramError(f"options is {options!r}, but structure {structure!r} takes none; leave them out.")
+
+
+def _families(leaf: Any, observed: int, values: int) -> list[LeafFamily]:
+    """One for each variable."""
+    if isinstance(leaf, (list, tuple)):
+        if len(leaf) != observed:
+            raise ProgramError(
+                f"leaf lists {len(leaf)} families, but there are {observed} variables; give one for each."
+            )
+        return [leaf_family(one, values) for one in leaf]
+    return [leaf_family(leaf, values)] * observed
+
+
+def _regions_for(structure: Any, observed: int, shape: Any, options: Any, leaf: Any) -> RegionGraph:
+    """The region graph of a circuit with leaves of other families than tables."""
+    if not isinstance(structure, str) or structure not in REGION_STRUCTURES:
+        named = structure if isinstance(structure, str) else "a graph"
+        raise ProgramError(
+            f"structure {named!r} is over categories alone, but leaf is {leaf!r}; take structure='hclt' or one of "
+            f"{', '.join(REGION_STRUCTURES)}."
+        )
+    return regions_named(structure, observed, shape, options)
+
+
+def _common_support(families: Sequence[LeafFamily]) -> constraints.Constraint | None:
+    """What every entry is checked against before a verb runs; None where each variable is checked against its own."""
+    support = families[0].support
+    same = all(family is families[0] or family == families[0] for family in families)
+    return support if same and bool(support.check(torch.zeros(()))) else None

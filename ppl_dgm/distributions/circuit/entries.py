@@ -39,6 +39,10 @@ def as_rows(x: Tensor, variables: int, values: int, missing: bool = True) -> tup
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[-1] != variables:
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise DataError(f"x has {found}, but a tensor [rows, {variables}] was expected: one row for each example.")
+    if not x.is_floating_point() and len(x) and x.dtype != torch.bool:
+        low, high = x.aminmax()
+        if bool((low >= 0) & (high < values)):  # the usual case, in one look
+            return x.long(), torch.ones_like(x, dtype=torch.bool)
     filled, observed = split_missing(x)
     whole = (filled == x) & (filled < values) | (x == -1)
     wrong = ~(whole | x.isnan()) if x.is_floating_point() else ~whole

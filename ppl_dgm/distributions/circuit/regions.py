@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import ProgramError
+
+if TYPE_CHECKING:
+    from .levels import Layout
 
 __all__ = ["RegionGraph", "RegionPlan", "SumGroup"]
 
@@ -126,6 +130,20 @@ class RegionPlan:
     leaf_target: Tensor
     products: int
     groups: tuple[SumGroup, ...]
+
+    @cached_property
+    def folded(self) -> "Layout":
+        """For leaves that are tables."""
+        from .levels import Layout
+
+        return Layout.of(self, fold=True)
+
+    @cached_property
+    def unfolded(self) -> "Layout":
+        """For leaves of any kind."""
+        from .levels import Layout
+
+        return Layout.of(self, fold=False)
 
     @classmethod
     def build(cls, graph: RegionGraph, device: torch.device | str = "cpu") -> "RegionPlan":
