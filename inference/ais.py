@@ -20,7 +20,9 @@ from ppl_dgm.inference.annealed.annealing import (
 )
 from ppl_dgm.inference.annealed.by_example import Examples, examples_of, stacked_score
 from ppl_dgm.inference.annealed.tempering import Parts, Reference, check_reference, path_from
+from ppl_dgm.inference.annealed.together import ExamplesPath, examples_path
 from ppl_dgm.inference.approximating.weighing import LogMean
+from ppl_dgm.inference.diagnostics.psis import pareto_shape
 from ppl_dgm.inference.tempered_smc import Annealing, TemperedSMC
 from ppl_dgm.options import is_count, require
 from ppl_dgm.program import Program, as_program
@@ -30,6 +32,7 @@ from ppl_dgm.results import Cost, Posterior, Score
 
 __all__ = ["AIS", "Sandwich"]
 
+_ROWS = 2**15  # examples x particles annealed at once
 _SCHEDULES = ("sigmoidal", "linear", "adaptive")
 
 
@@ -82,8 +85,10 @@ class AIS:
     Transitions are Hamiltonian trajectories whose metrics and step sizes a pilot run of tempered SMC has learned before, so
     that the bounds hold for any number of particles.
 
-    Programs whose sites all lie inside the plate `data` (a VAE) are annealed one example after another: a value, and weights,
-    for each. All others have one value for all observations together.
+    Programs whose sites all lie inside the plate `data` (a VAE) have a value, and weights, for each example. Their examples are
+    annealed together where the program follows the number of rows it is given: they share temperatures, metric and step
+    sizes, which the bounds do not depend on. Otherwise it is one after another. All other programs have one value for all
+    observations together.
 
     Undirected programs with tempered Gibbs transitions (`dgm.models.RBM`) are annealed from independent units with the
     visible biases; `score` gives log p(x) = -F(x) - log Z with the estimated log Z, and `log_partition` log Z itself. Chains
@@ -169,7 +174,7 @@ class AIS:
             if examples is None:
                 post = self._anneal(program, args, kwargs, _draws(self.posterior))
             else:
-                post = self._each(program, examples)
+                post = self._together(program, args, kwargs, examples) or self._each(program, examples)
         post.cost.seconds = time.perf_counter() - begun
         post.cost.sampling_seconds = post.cost.seconds - post.cost.compile_seconds
         return post
@@ -184,6 +189,66 @@ class AIS:
 
     # -- directed programs -----------------------------------------------------------------------------------
 
+    def _together(self, program: Program, args: tuple, kwargs: dict, examples: Examples) -> Posterior | None:
+        """All examples at once, some thousand rows at a time, or None where the program cannot be run so."""
+        if self.reference != "prior":
+            return None
+        start, most = _draws(self.posterior), max(1, _ROWS // max(self.particles, self.pilot))
+        posts = []
+        for begin in range(0, examples.size, most):
+            rows = slice(begin, begin + most)
+            part = examples.part(rows)
+            found = examples_path(program, part.args, part.kwargs, part, dtype=self.dtype, backend=self.backend)
+            if found is None:
+                return None
+            own = None if start is None else {k: v.to(program.device) for k, v in part.rows_of(start, rows).items()}
+            posts.append(self._anneal_examples(program, found, own))
+        whole = posts[0]
+        if len(posts) == 1:
+            return whole
+        costs = [post.cost for post in posts]
+        return replace(
+            whole,
+            draws=examples.joined([post.draws for post in posts]),
+            log_weights=torch.cat([post.log_weights for post in posts if post.log_weights is not None], 1),
+            log_evidence=_beside([post.log_evidence for post in posts if isinstance(post.log_evidence, Sandwich)]),
+            stats={name: torch.cat([post.stats[name] for post in posts], 2) for name in whole.stats},
+            cost=replace(costs[0], steps=sum(c.steps for c in costs), gradients=sum(c.gradients for c in costs)),
+        )
+
+    def _anneal_examples(self, program: Program, path: ExamplesPath, start: dict[str, Tensor] | None) -> Posterior:
+        """Pilot, chains forward and chains backward of every example at once."""
+        size, dtype = path.size, path.dtype
+        ends = None if start is None else path.ends(self._given(start, path), self.particles)
+        pilot = TemperedSMC(particles=self.pilot, chains=1, max_steps=self.max_steps)
+        stages = Annealing(path, size, self.pilot, pilot).run().stages
+        betas = equal_barriers(stages, self.temperatures) if self.schedule == "adaptive" else self._schedule()
+        annealer = PathAnnealer(path, stages, self.max_steps)
+        state, up = forward(annealer, betas.tolist(), size * self.particles)
+        acceptance = torch.stack(annealer.accepted).mean() if annealer.accepted else torch.ones(())
+        log_weights = up.unflatten(0, (size, self.particles)).mT.contiguous()  # [particle, example]
+        down, note = None, ""
+        if ends is not None:
+            down = backward(annealer, betas.tolist(), Parts.at(path, ends)).unflatten(0, (size, self.particles)).mT
+            count = min(len(next(iter(start.values()))), self.particles)  # type: ignore[union-attr]
+            note = f" from {count} given draw{'s' * (count > 1)}"
+        how = f"annealed importance sampling from {path.name}, {self.temperatures} temperatures, {self.particles} particles"
+        lp = state.point(1.0).value.unflatten(0, (size, self.particles)).mT
+        return Posterior(
+            {name: value[None] for name, value in path.constrain(state.z).items()},
+            log_weights=log_weights.to(dtype),
+            log_evidence=_sandwich(log_weights, down, self.sigmas, dtype, how, note),
+            stats={"lp": lp[None], "acceptance_rate": acceptance.to(dtype).expand(1, *lp.shape).contiguous()},
+            cost=Cost(self.particles * size, gradients=path.gradients, path=path.density.path),
+            how=f"{how}, {size} examples at once",
+            program=program,
+        )
+
+    def _given(self, start: dict[str, Tensor], path: ExamplesPath) -> dict[str, Tensor]:
+        """The given posterior draws, {site: [n, *shape]}."""
+        shapes = {name: value.shape[1:] for name, value in path.constrain(path.draw(path.size)).items()}
+        return {name: _fitting(start, name, shape) for name, shape in shapes.items()}
+
     def _each(self, program: Program, examples: Examples) -> Posterior:
         """One example after another, joined."""
         start = _draws(self.posterior)
@@ -194,7 +259,7 @@ class AIS:
         scores = [post.log_evidence for post in posts if isinstance(post.log_evidence, Sandwich)]
         middle = stacked_score(list(scores))
         evidence = Sandwich(
-            middle.value, middle.kind, middle.stderr, f"{middle.how} (first example)",
+            middle.value, middle.kind, middle.stderr, f"{middle.how} (first example)", middle.stats,
             lower=stacked_score([score.lower for score in scores if score.lower is not None]),
             upper=None if start is None else stacked_score([score.upper for score in scores if score.upper is not None]),
         )  # fmt: skip
@@ -255,20 +320,7 @@ class AIS:
 
     def _ends(self, density: LogDensity, start: dict[str, Tensor]) -> Tensor:
         """The given posterior draws as points, at most `particles` of them, [n, d]."""
-        draws = {}
-        for name, site in density.sites.items():
-            if name not in start:
-                raise ProgramError(
-                    f"AIS: posterior has no draws of site {name!r}; it needs {', '.join(density.sites)}."
-                )
-            value = start[name]
-            value = value[None] if value.shape == site.event else value
-            if value.shape[1:] != site.event:
-                raise ProgramError(
-                    f"AIS: posterior has draws of site {name!r} of shape {tuple(value.shape)}; give "
-                    f"{('n', *site.event)} for n draws."
-                )
-            draws[name] = value
+        draws = {name: _fitting(start, name, site.event) for name, site in density.sites.items()}
         ends = density.unconstrain(draws)
         if len(ends) <= self.particles:
             return ends
@@ -333,15 +385,48 @@ class AIS:
         )  # fmt: skip
 
 
+def _fitting(start: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """The given draws of a site, [n, *shape]."""
+    if name not in start:
+        raise ProgramError(f"AIS: posterior has no draws of site {name!r}; it has {', '.join(start) or 'none'}.")
+    value = start[name]
+    value = value[None] if value.shape == shape else value
+    if value.shape[1:] != shape:
+        raise ProgramError(
+            f"AIS: posterior has draws of site {name!r} of shape {tuple(value.shape)}; give {('n', *shape)} for n draws."
+        )
+    return value
+
+
+def _beside(parts: list[Sandwich]) -> Sandwich:
+    """The examples of all parts."""
+
+    def joined(scores: list[Any]) -> Score:
+        first = scores[0]
+        stats = {name: torch.cat([score.stats[name] for score in scores]) for name in first.stats}
+        stderr = torch.cat([score.stderr for score in scores])
+        return Score(torch.cat([score.value for score in scores]), first.kind, stderr, first.how, stats)
+
+    middle = joined(parts)
+    upper = None if parts[0].upper is None else joined([part.upper for part in parts])
+    return Sandwich(
+        middle.value, middle.kind, middle.stderr, middle.how, middle.stats,
+        lower=joined([part.lower for part in parts]), upper=upper,
+    )  # fmt: skip
+
+
 def _sandwich(up: Tensor, down: Tensor | None, sigmas: float, dtype: torch.dtype, how: str, note: str) -> Sandwich:
     """From the log weights of chains forward, and of those backward where there are any."""
     value, stderr, ess = _log_mean(up)
     lower = Score(
         (value - sigmas * stderr).to(dtype), "lower_bound", stderr.to(dtype), f"{how}, less {sigmas:g} stderr"
     )
-    how = f"{how}, ESS {float(ess):.3g}"
+    how = f"{how}, {'median ' * ess.dim()}ESS {float(ess.median()):.3g}"
+    stats = {"ess": ess.to(dtype)}
+    if len(up) >= 21:
+        stats["pareto_k"] = pareto_shape(up).to(dtype)
     if down is None:
-        return Sandwich(value.to(dtype), "estimate", stderr.to(dtype), how, lower=lower)
+        return Sandwich(value.to(dtype), "estimate", stderr.to(dtype), how, stats, lower=lower)
     inverse, error, _ = _log_mean(-down)
     upper = Score(
         (sigmas * error - inverse).to(dtype),
@@ -349,10 +434,11 @@ def _sandwich(up: Tensor, down: Tensor | None, sigmas: float, dtype: torch.dtype
         error.to(dtype),
         f"chains backward{note}, plus {sigmas:g} stderr",
     )
-    how = f"{how}; chains backward{note}: gap {float(upper.value - lower.value):.3g} nats"
+    gap = (upper.value - lower.value).median()
+    how = f"{how}; chains backward{note}: {'median ' * ess.dim()}gap {float(gap):.3g} nats"
     # uneven weights understate their own error; what the two directions differ by does not
     stderr = torch.maximum(stderr, (-inverse - value).abs() / 2)
-    return Sandwich(value.to(dtype), "estimate", stderr.to(dtype), how, lower=lower, upper=upper)
+    return Sandwich(value.to(dtype), "estimate", stderr.to(dtype), how, stats, lower=lower, upper=upper)
 
 
 def _log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

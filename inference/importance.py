@@ -37,7 +37,8 @@ class ImportanceWeighted:
 
     Returns:
         A `Score` of kind `lower_bound`; `stderr` is the Monte Carlo standard error of the logarithm by the
-        delta method, sd(w) / (mean(w) sqrt(K)); `how` names the median effective sample size and, from 21 draws on, the
+        delta method, sd(w) / (mean(w) sqrt(K)); `stats` has the effective sample size `ess` and, from 21 draws on, the Pareto
+        shape `pareto_k` of the weights of each example; `how` names the median effective sample size and, from 21 draws on, the
         share of examples whose largest weights have a Pareto shape k above 0.7 (or k, for one example): their standard
         error is not to be trusted, and the bound is loose.
 
@@ -57,8 +58,8 @@ class ImportanceWeighted:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, told = _evidence(Weighing(program, args, kwargs, chunk=self.chunk), self.draws)
-        return Score(value, "lower_bound", stderr, f"importance weighting, {told}")
+        value, stderr, told, stats = _evidence(Weighing(program, args, kwargs, chunk=self.chunk), self.draws)
+        return Score(value, "lower_bound", stderr, f"importance weighting, {told}", stats)
 
 
 @algorithm("simple-monte-carlo")
@@ -88,8 +89,9 @@ class SimpleMonteCarlo:
 
     def run(self, program: Program, *args: Any, **kwargs: Any) -> Score:
         """See `ppl_dgm.score`."""
-        value, stderr, told = _evidence(Weighing(program, args, kwargs, prior=True, chunk=self.chunk), self.draws)
-        return Score(value, "estimate", stderr, f"simple Monte Carlo, {told}")
+        weighing = Weighing(program, args, kwargs, prior=True, chunk=self.chunk)
+        value, stderr, told, stats = _evidence(weighing, self.draws)
+        return Score(value, "estimate", stderr, f"simple Monte Carlo, {told}", stats)
 
 
 @algorithm("importance")
@@ -149,7 +151,19 @@ def evidence(log_weights: Tensor, how: str) -> Score:
     largest = LargestWeights(len(log_weights))
     largest.add(log_weights)
     error = None if stderr is None else stderr.to(log_weights)
-    return Score(value.to(log_weights), "estimate", error, f"{how}, {_told(len(log_weights), ess, largest)}")
+    told, stats = (
+        f"{how}, {_told(len(log_weights), ess, largest)}",
+        _stats(len(log_weights), ess, largest, log_weights.dtype),
+    )
+    return Score(value.to(log_weights), "estimate", error, told, stats)
+
+
+def _stats(draws: int, ess: Tensor, largest: LargestWeights, dtype: Any) -> dict[str, Tensor]:
+    """Effective sample size and, where a shape can be fitted, the shape k of each set of weights."""
+    stats = {"ess": ess.to(dtype)}
+    if draws >= 21:
+        stats["pareto_k"] = largest.shape().to(dtype)
+    return stats
 
 
 def shape_statistic(k: Tensor, draws: int) -> dict[str, Tensor]:
@@ -173,8 +187,8 @@ def collect(weighing: Weighing, draws: int) -> tuple[dict[str, Tensor], Tensor]:
     return sites, log_weights if weighing.size is not None else log_weights[:, 0]
 
 
-def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, str]:
-    """Log mean weight and its standard error, each [batch] (or []), and how far to trust them, in words."""
+def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, str, dict[str, Tensor]]:
+    """Log mean weight and its standard error, each [batch] (or []), and how far to trust them, in words and in numbers."""
     means: dict[int, LogMean] = {}
     tails: dict[int, LargestWeights] = {}
     dtype = None
@@ -185,10 +199,12 @@ def _evidence(weighing: Weighing, draws: int) -> tuple[Tensor, Tensor | None, st
     values, errors, sizes = zip(*(means[begin].result() for begin in sorted(means)), strict=True)
     value = torch.cat(values).to(dtype)
     stderr = torch.cat(errors).to(dtype) if draws > 1 else None
-    told = _told(draws, torch.cat(sizes), LargestWeights.beside([tails[begin] for begin in sorted(tails)]))
+    ess, largest = torch.cat(sizes), LargestWeights.beside([tails[begin] for begin in sorted(tails)])
+    told, stats = _told(draws, ess, largest), _stats(draws, ess, largest, dtype)
     if weighing.size is None:
         value, stderr = value[0], None if stderr is None else stderr[0]
-    return value, stderr, told
+        stats = {name: number[0] for name, number in stats.items()}
+    return value, stderr, told, stats
 
 
 def _told(draws: int, ess: Tensor, largest: LargestWeights) -> str:

@@ -51,10 +51,11 @@ class SVI(GradientLearner):
     Arguments:
         elbo: "trace" (any guide; without one the latent sites, if discrete, are summed out), "mean_field" (analytic KL; the
             guide must factorise like the model), "enum" (discrete sites summed out), "graph" (Rao-Blackwellised score function),
-            "renyi" (Pyro's importance-weighted bound of `particles` draws, which weights draws of the whole batch, not of each
-            example), or any `pyro.infer.ELBO` object.
+            "renyi" (Pyro's importance-weighted bound of `particles` draws, which weights draws of the whole batch; `IWAE` and `Renyi`
+            weight those of each example), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
-        kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Validation uses 1.
+        kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Above 1 the
+            objective is a looser bound than the ELBO, below 1 it is no bound on log p(x) at all; validation uses 1.
         guide: a guide instead of the program's: one of Pyro's autoguides by name, class or `functools.partial`
             (`partial(AutoLowRankMultivariateNormal, rank=3)`), or any guide. A program without one gets "AutoNormal".
             "AutoLaplaceApproximation" is learned as a point and ends as the normal distribution there,

@@ -31,6 +31,7 @@ def write_posterior(posterior: Posterior, folder: str | Path) -> None:
         notes["log_evidence"] = {"kind": evidence.kind, "how": evidence.how}
         if evidence.stderr is not None:
             tensors["log_evidence_stderr"] = evidence.stderr
+        tensors |= {f"log_evidence_stats/{name}": value for name, value in evidence.stats.items()}
     notes["exact"] = {k: _describe(v, f"exact/{k}", tensors) for k, v in (posterior.exact or {}).items()}
     save_tensors(Path(folder) / _NAME, tensors, notes)
 
@@ -48,7 +49,8 @@ def read_posterior(folder: str | Path) -> Posterior:
     evidence = None
     if "log_evidence" in notes:
         said = notes["log_evidence"]
-        evidence = Score(tensors["log_evidence"], said["kind"], tensors.get("log_evidence_stderr"), said["how"])
+        stderr, stats = tensors.get("log_evidence_stderr"), group("log_evidence_stats")
+        evidence = Score(tensors["log_evidence"], said["kind"], stderr, said["how"], stats)
     exact = {k: _restore(v, f"exact/{k}", tensors) for k, v in notes["exact"].items()} or None
     posterior = Posterior(
         group("draws"), exact, group("deterministic"), tensors.get("log_weights"), evidence, group("stats"),

@@ -48,12 +48,15 @@ class Score:
             `estimate` (unbiased on the probability scale); `unnormalised` (exact up to one constant); `unavailable`.
         stderr: [batch] Monte Carlo standard error of each value, where there is one.
         how: the method, in words.
+        stats: what else the method says of each example, {name: [batch]}: `ess`, the effective sample size of its importance
+            weights, and `pareto_k`, the shape of their tail (above 0.7 the value is not to be trusted).
     """
 
     value: Tensor
     kind: str
     stderr: Tensor | None = None
     how: str = ""
+    stats: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

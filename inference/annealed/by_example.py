@@ -47,6 +47,25 @@ class Examples:
             name: value.narrow(self.row_dims[name], index, 1) for name, value in draws.items() if name in self.row_dims
         }
 
+    def part(self, rows: slice) -> "Examples":
+        """Some of the examples."""
+
+        def cut(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) and value.dim() and value.shape[0] == self.size else value
+
+        size = len(range(*rows.indices(self.size)))
+        return Examples(
+            tuple(cut(a) for a in self.args), {name: cut(a) for name, a in self.kwargs.items()}, size, self.row_dims
+        )
+
+    def rows_of(self, draws: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        """What {site: [..., *shape]} of all examples says of these of them."""
+        return {
+            name: value.narrow(self.row_dims[name], rows.start, self.size)
+            for name, value in draws.items()
+            if name in self.row_dims
+        }
+
     def joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The sites of all examples, from those of each."""
         return {name: torch.cat([part[name] for part in parts], self.row_dims[name]) for name in parts[0]}
@@ -85,7 +104,8 @@ def stacked_score(scores: list[Score]) -> Score:
     """The scores of single examples, each of shape [], as one of shape [batch]."""
     errors = [score.stderr for score in scores if score.stderr is not None]
     stderr = torch.stack(errors) if len(errors) == len(scores) else None
-    return Score(torch.stack([score.value for score in scores]), scores[0].kind, stderr, scores[0].how)
+    stats = {name: torch.stack([score.stats[name] for score in scores]) for name in scores[0].stats}
+    return Score(torch.stack([score.value for score in scores]), scores[0].kind, stderr, scores[0].how, stats)
 
 
 def _nodes(program: Program, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ppl_dgm.inference.chains.starting import Start, starting_points, superchain
 from ppl_dgm.options import is_count, require
 from ppl_dgm.progress import progress
 from ppl_dgm.results import Cost, Posterior
+from ppl_dgm.text import listed
 
 __all__ = ["ChainSampler", "Drawn", "HamiltonianSampler", "Kernel", "Run"]
 
@@ -93,8 +94,8 @@ class ChainSampler:
         superchains: groups of chains, each of which starts at one point; for the nested R-hat of many short chains,
             which compares these groups. Each draw's group is the statistic `superchain`.
         radius: starting points are uniform on [-radius, radius] in each unconstrained coordinate.
-        start: where to start instead: a `Posterior` (a draw at random for each chain), {site: value} with one value for
-            all chains or one for each, or points of R^d, [d] or [chain, d].
+        start: where to start instead: a `Posterior` (a draw at random for each chain), "guide" (draws of the program's guide),
+            {site: value} with one value for all chains or one for each, or points of R^d, [d] or [chain, d].
 
     Attributes:
         kind: what its draws converge to: "asymptotic" (the posterior), or "approximate" (something near it).
@@ -182,7 +183,7 @@ class ChainSampler:
         if self.superchains is not None:
             how += f" in {self.superchains} superchains"
         if density.summed:
-            how += f"; {_listed(density.summed)} summed out, so without draws"
+            how += f"; {listed([repr(name) for name in density.summed])} summed out, so without draws"
         how += self.remark(density, run)
         moved = run.warmup.relocated
         if moved:
@@ -317,11 +318,6 @@ def stacked(rows: list[dict[str, Any]], chains: int) -> dict[str, Tensor]:
 def _counts(density: Any) -> list[int]:
     """Evaluations so far: with gradients, and of the log density alone."""
     return [getattr(density, "gradients", 0), getattr(density, "evaluations", 0)]
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - 3
-    return ", ".join(map(repr, names[:3])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _check_rounding(point: Point) -> None:

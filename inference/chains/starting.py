@@ -1,4 +1,4 @@
-"""Where the chains of a sampler start: dispersed, in groups, at given values, or at draws of another posterior."""
+"""Where the chains of a sampler start: dispersed, in groups, at given values, or at draws of another posterior or a guide."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ppl_dgm.results import Posterior
 
 __all__ = ["Start", "starting_points", "superchain_of"]
 
-Start = Posterior | dict[str, Any] | Tensor | None
+Start = Posterior | dict[str, Any] | Tensor | str | None
 
 
 def superchain_of(chains: int, superchains: int) -> Tensor:
@@ -43,17 +43,29 @@ def _given(start: Any, density: Any, groups: int) -> Tensor:
                 f"({groups}, {density.dim}) with one for each chain."
             )
         return start.detach().to(density.device, density.dtype).expand(groups, -1).clone()
+    if isinstance(start, str):
+        start = _from_guide(start, density, groups)
     if isinstance(start, Posterior):
         start = _picked(start, groups)
     if not isinstance(start, dict):
         raise ProgramError(
-            f"start must be a Posterior, a dictionary of sites or a tensor, but it is a {type(start).__name__}."
+            f"start must be a Posterior, a dictionary of sites, a tensor or 'guide', but it is a {type(start).__name__}."
         )
     z = density.unconstrain({name: _fitted(name, value, density, groups) for name, value in start.items()})
     for name, site in density.sites.items():
         if not bool(z[:, site.place].isfinite().all()):
             raise ProgramError(f"start: site {name!r} has a value outside of its support or on its edge.")
     return z
+
+
+def _from_guide(start: str, density: Any, groups: int) -> Posterior:
+    """A draw of the program's guide for each group."""
+    from ppl_dgm.inference.amortised import Amortised
+
+    if start != "guide":
+        raise ProgramError(f"start: {start!r} is not known; 'guide' starts at draws of the program's guide.")
+    with density._context():
+        return Amortised(draws=groups, weigh=False).run(density.program, *density._args, **density._kwargs)
 
 
 def _fitted(name: str, value: Any, density: Any, groups: int) -> Tensor:

@@ -118,8 +118,8 @@ class GradientLearner:
             program: in training mode.
             total: the number of rows in the whole data set.
 
-        The function may have a method `begin_epoch(epoch)` to follow a schedule, and a list `live` of tensors of its own that change in
-        place from step to step, which checkpoints then hold too.
+        The function may have a method `begin_epoch(epoch)` to follow a schedule, a method `columns()` with {name: number} of the epoch
+        for the history, and a list `live` of tensors of its own that change in place, which checkpoints then hold too.
         """
         raise NotImplementedError
 
@@ -138,15 +138,16 @@ class GradientLearner:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None, **kwargs: Any) -> Fit:
+    def run(self, program: Program, data: Tensor, *args: Any, valid: Any = None, **kwargs: Any) -> Fit:
         """Learn; see `ppl_dgm.learn`."""
         begun = time.perf_counter()
         if kwargs:
             raise ProgramError(
                 f"{type(self).__name__} passes positional arguments to the program, not {', '.join(kwargs)}; give them in order."
             )
-        rows, valid = self._split(data, valid)
-        arguments, total = (rows, *args), len(rows) if isinstance(rows, Tensor) and rows.dim() else 1
+        arguments, valid = self._split((data, *args), valid)
+        rows = arguments[0]
+        total = len(rows) if isinstance(rows, Tensor) and rows.dim() else 1
         batch_size = min(self.batch_size or total, total)
         start = getattr(
             program, "start", None
@@ -159,7 +160,7 @@ class GradientLearner:
             return self._learn(program, arguments, total, batch_size, valid, begun)
 
     def _learn(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, begun: float
+        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, begun: float
     ) -> Fit:
         parameters = [p for p in program.parameters() if p.requires_grad]
         if not parameters:
@@ -191,7 +192,7 @@ class GradientLearner:
         return Fit(program, pd.DataFrame(state.rows), stopped, cost, self.aim, notes)
 
     def _epochs(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Tensor | None, step: "_Step",
+        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, step: "_Step",
         objective: Objective, validate: Objective | None, optimiser: Any, parameters: Sequence[Tensor], state: State, begun: float,
     ) -> str:  # fmt: skip
         saved = time.perf_counter()
@@ -203,7 +204,7 @@ class GradientLearner:
                 getattr(objective, "begin_epoch", lambda epoch: None)(state.epoch)
                 rate = self._set_rate(optimiser, state.epoch)
                 mean = self._one_epoch(program, arguments, total, batch_size, step, optimiser, parameters, state)
-                row = {"epoch": state.epoch, "objective": mean, "lr": rate}
+                row = {"epoch": state.epoch, "objective": mean, "lr": rate} | getattr(objective, "columns", dict)()
                 if validate is not None:
                     row["valid"] = self._validate(program, valid, validate, parameters, state)
                 row["seconds"] = state.seconds = time.perf_counter() - begun
@@ -254,7 +255,7 @@ class GradientLearner:
         if self.average:
             _swap(parameters, state.average)
         with torch.no_grad(), seeded(0), evaluating(program):
-            value = float(validate(valid))
+            value = float(validate(*valid) if isinstance(valid, tuple) else validate(valid))
         if value < state.best:
             state.best, state.best_epoch = value, state.epoch
             state.best_state = {name: tensor.detach().clone() for name, tensor in program.state_dict().items()}
@@ -282,19 +283,21 @@ class GradientLearner:
 
     # -- details ------------------------------------------------------------------------------------------------------
 
-    def _split(self, data: Any, valid: Any) -> tuple[Any, Any]:
+    def _split(self, arguments: tuple, valid: Any) -> tuple[tuple, Any]:
         """Hold out a tenth of the rows where early stopping needs a validation split and there is none."""
+        data = arguments[0]
         if isinstance(data, Tensor) and data.dim() and len(data) == 0:
             raise DataError("the data set has no rows; give at least one.")
         if self.patience is None or valid is not None or not isinstance(data, Tensor) or not data.dim():
-            return data, valid
+            return arguments, valid
         if len(data) < 10:
             raise DataError(
                 f"patience={self.patience} needs a validation split, and {len(data)} rows are too few to hold one out; pass valid=...."
             )
         order = torch.randperm(len(data), device=data.device)
         held = max(1, len(data) // 10)
-        return data[order[held:]], data[order[:held]]
+        out = _take(arguments, len(data), order[:held])
+        return _take(arguments, len(data), order[held:]), out if len(out) > 1 else out[0]
 
     def _optimiser(self, parameters: Sequence[Tensor]) -> Any:
         if isinstance(self.optim, PyroOptim):

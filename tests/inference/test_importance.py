@@ -12,7 +12,7 @@ from torch import Tensor
 import ppl_dgm as dgm
 from oracles.linear_gaussian import LinearGaussian
 from ppl_dgm.inference.approximating.weighing import LogMean
-from ppl_dgm.inference.diagnostics.psis import psis
+from ppl_dgm.inference.diagnostics.psis import pareto_shape, psis
 
 X = torch.tensor([[0.5, -1.0, 0.3, 1.2], [1.0, 2.0, -0.5, 0.0], [-2.0, 0.4, 0.0, 1.0]])
 
@@ -378,3 +378,19 @@ def test_each_example_has_its_own_shape_and_the_score_counts_the_bad_ones() -> N
     for chunk in (None, 100, 10_000):  # examples one after another, in parts, all at once
         score = dgm.score(program, X, method=dgm.ImportanceWeighted(draws=400, chunk=chunk), seed=0)
         assert "Pareto k above 0.7 for 0% of examples" in score.how
+
+
+def test_a_score_says_of_each_example_how_far_to_trust_it_and_files_keep_that(tmp_path) -> None:
+    program = LinearGaussian()
+    score = dgm.score(program, X, method=dgm.ImportanceWeighted(draws=200), seed=0)
+    log_weights = dgm.infer(program, X, method=dgm.Importance(draws=200, smooth=False), seed=0).log_weights
+    weights = torch.softmax(log_weights.double(), 0)
+    torch.testing.assert_close(score.stats["ess"].double(), 1 / weights.square().sum(0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(score.stats["pareto_k"].double(), pareto_shape(log_weights), rtol=1e-3, atol=1e-3)
+    assert "pareto_k" not in dgm.score(program, X, method=dgm.ImportanceWeighted(draws=20), seed=0).stats
+    posterior = dgm.infer(program, X, method=dgm.Importance(draws=50), seed=0)
+    posterior.save(tmp_path)
+    kept = dgm.Posterior.load(tmp_path).log_evidence
+    assert kept.stats.keys() == {"ess", "pareto_k"} and torch.equal(
+        kept.stats["ess"], posterior.log_evidence.stats["ess"]
+    )
