@@ -19,6 +19,7 @@ from ppl_dgm.options import is_count, require
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior
+from ppl_dgm.text import listed
 
 __all__ = ["Gibbs", "Sweep", "plan"]
 
@@ -39,7 +40,7 @@ class Sweep:
 
     def described(self) -> str:
         """Which site gets which update, in words."""
-        parts = [f"{_listed(u.sites)}: {u.label}" for u in [*self.updates, *([self.rest] if self.rest else [])]]
+        parts = [f"{listed(u.sites)}: {u.label}" for u in [*self.updates, *([self.rest] if self.rest else [])]]
         return "; ".join(parts)
 
 
@@ -342,8 +343,3 @@ def _gradients(sweep: Sweep) -> int:
     slopes = [update.slopes for update in sweep.updates if isinstance(update, Conditional)]
     conditionals = sum(s.gradients for s in slopes if isinstance(s, Slopes))
     return conditionals + (sweep.rest.density.gradients if sweep.rest is not None else 0)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    rest = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

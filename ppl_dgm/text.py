@@ -1,8 +1,8 @@
-"""Plain-text tables for terminals and notebooks."""
+"""Plain text for terminals, notebooks and messages: tables and lists."""
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["table"]
+__all__ = ["listed", "table"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -15,6 +15,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
 
     return "\n".join([line(list(header)), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more: "a, b, c and 4 more"."""
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _is_number(cell: str) -> bool:

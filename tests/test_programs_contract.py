@@ -13,6 +13,15 @@ from ppl_dgm.results import KINDS
 
 # name: small constructor arguments; a program that is not listed is made from `observed`, `values` and its defaults
 SMALL = {
+    "Heights": {"observed": 4},
+    "CoinTosses": {"observed": 4},
+    "IIDSequence": {"observed": 4, "values": 3},
+    "MarkovChain": {"observed": 4, "values": 3},
+    "ChainTable": {"observed": 4, "values": 3},
+    "GaussianClassifier": {"observed": 4},
+    "LinearDiscriminant": {"observed": 4},
+    "QuadraticDiscriminant": {"observed": 4},
+    "NaiveBayes": {"columns": ["gaussian", "bernoulli", "poisson", "categorical-3"]},
     "MixtureOfGaussians": {"observed": 4, "components": 2},
     "MixtureOfCategoricals": {"observed": 4, "values": 3, "components": 2},
     "MixtureOfBernoullis": {"observed": 4, "components": 2},
@@ -21,14 +30,31 @@ SMALL = {
     "MixtureOfVonMisesFishers": {"observed": 4, "components": 2},
     "MixtureOfMixedColumns": {"columns": ["gaussian", "bernoulli", "poisson", "categorical-3"], "components": 2},
     "ProbabilisticPCA": {"observed": 4, "latent": 2},
+    "FactorAnalysis": {"observed": 4, "latent": 2},
     "VAE": {"observed": 4, "values": 3, "latent": 2, "hidden": 8},
-    "TopDownVAE": {"observed": 4, "values": 3, "latent": 2, "hidden": 8},
+    "TopDownVAE": {"observed": 4, "values": 3, "latents": (4, 2), "hidden": 8},
+    "BottomUpVAE": {"observed": 4, "values": 3, "latents": (4, 2), "hidden": 8},
     "RealNVP": {"observed": 4, "values": 3},
     "RBM": {"observed": 4, "hidden": 3},
     "DiffusionChain": {"observed": 4, "values": 3, "steps": 3},
     "Circuit": {"observed": 4, "values": 3},
+    "BayesianNetwork": {
+        "parents": {"a": ["h"], "b": ["h"], "c": ["a", "h"], "d": ["c"]},
+        "values": {"a": 3, "b": 3, "c": 3, "d": 3, "h": 2},
+        "hidden": ["h"],
+    },
+    "HiddenMarkovModel": {"states": 2, "values": 3, "length": 4},
+    "LinearGaussianStateSpace": {"latent": 2, "length": 4},
+    "LatentDirichletAllocation": {"observed": 4, "topics": 2},
+    "FactorialMixture": {"observed": 4, "causes": 2},
 }
 VARIANTS = {
+    "FactorialMixture, mean field": ("FactorialMixture", {"observed": 4, "causes": 3, "exact_up_to": 4}),
+    "HiddenMarkovModel, gaussian": ("HiddenMarkovModel", {"states": 2, "emission": "gaussian", "length": 4}),
+    "MarkovChain, order 2, every step its own": (
+        "MarkovChain",
+        {"observed": 4, "values": 3, "order": 2, "homogeneous": False, "pseudo_count": None},
+    ),
     "VAE, bernoulli": ("VAE", {"observed": 4, "latent": 2, "hidden": 8, "likelihood": "bernoulli"}),
     "VAE, gaussian": ("VAE", {"observed": 4, "latent": 2, "hidden": 8, "likelihood": "gaussian"}),
     "MixtureOfGaussians, full": (

@@ -20,6 +20,7 @@ from ppl_dgm.progress import progress
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import resolve
 from ppl_dgm.results import Posterior
+from ppl_dgm.text import listed
 
 __all__ = ["LOG_LIKELIHOOD", "Calibration", "calibrate"]
 
@@ -375,7 +376,7 @@ class Calibration:
         for label, verdict in verdicts.items():
             said.setdefault(verdict, []).append(label)
         found = [
-            f"{_listed(labels)}: the posterior of {self.method} is {verdict}."
+            f"{listed(labels)}: the posterior of {self.method} is {verdict}."
             for verdict, labels in said.items()
             if verdict != "fine"
         ]
@@ -450,8 +451,3 @@ def _words(shape: list[str], joint: bool) -> str:
         "middle": "under-confident (too wide)",
     }
     return " and ".join(words[s] for s in shape) or "wrong in shape, though not in its centre or width"
-
-
-def _listed(labels: list[str]) -> str:
-    rest = len(labels) - 3
-    return ", ".join(labels[:3]) + (f" and {rest} more" if rest > 0 else "")

@@ -11,11 +11,11 @@ from torch import Tensor
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.inference.diagnostics.psis import pareto_shape, reliable_k
 from ppl_dgm.results import Posterior
+from ppl_dgm.text import listed
 
 __all__ = [
     "element",
     "has",
-    "listed",
     "mixing",
     "nested_r_hat",
     "sampled",
@@ -370,12 +370,6 @@ def tails(posterior: Posterior) -> list[str]:
 def element(name: str, index: list[int]) -> str:
     """`name[0, 2]`, or the name alone for a scalar."""
     return name + (f"[{', '.join(map(str, index))}]" if index else "")
-
-
-def listed(items: list[str]) -> str:
-    """The first three, and how many more."""
-    rest = len(items) - _NAMED
-    return ", ".join(items[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def has(items: list[str]) -> str:

@@ -19,6 +19,7 @@ from ..errors import DgmError, ProgramError
 from ..program import Program, as_program
 from ..randomness import seeded
 from ..tasks import evaluating
+from ..text import listed
 from .constants import Parameter, copied, parameters
 from .probe import Probe, Source
 from .provenance import Region
@@ -376,9 +377,8 @@ def _plates(runs: list[Recording]) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _differing(names: list[str]) -> str:
-    listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     verb = "is" if len(names) == 1 else "are"
-    return f"the structure differs from run to run: {listed} {verb} not always there."
+    return f"the structure differs from run to run: {listed([repr(name) for name in names], 5)} {verb} not always there."
 
 
 def _probe_notes(probe: Probe) -> list[str]:
