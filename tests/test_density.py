@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -312,6 +313,24 @@ def test_one_point_has_the_values_of_the_sites_without_a_leading_dimension(name:
     if not d.summed:
         for site, value in d.pointwise(z).items():
             torch.testing.assert_close(d.pointwise(z[1])[site], value[1])
+
+
+def test_a_mixture_is_a_coordinate_where_its_components_share_a_support() -> None:
+    def story() -> None:
+        two = dist.Categorical(logits=torch.zeros(2))
+        with pyro.plate("rows", 3):
+            pyro.sample(
+                "z", dist.MixtureSameFamily(two, dist.Normal(torch.tensor([[-2.0, 0.0], [2.0, 1.0]]), 1.0).to_event(1))
+            )
+        pyro.sample("s", dist.MixtureSameFamily(two, dist.Gamma(torch.tensor([2.0, 3.0]), 1.0)))
+
+    mixed = LogDensity(story)
+    z = torch.randn(4, mixed.dim)
+    sites, _ = mixed.constrain(z)
+    assert (sites["s"] > 0).all()
+    runs = [poutine.condition(story, {k: v[i] for k, v in sites.items()}) for i in range(4)]
+    exact = torch.stack([poutine.trace(run).get_trace().log_prob_sum() for run in runs]) + sites["s"].log()  # s = exp(u) has the log-determinant u
+    torch.testing.assert_close(mixed.log_prob(z), exact, atol=1e-4, rtol=1e-4)
 
 
 def test_dependent_support_follows_the_other_site() -> None:

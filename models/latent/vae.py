@@ -1,50 +1,62 @@
-"""VAE: the variational auto-encoder with one level of Gaussian latent variables."""
+"""VAE: the variational auto-encoder with one level of latent variables, made of exchangeable parts."""
 
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
-from ppl_dgm.nn import Likelihood, mlp
+from ppl_dgm.models.latent.parts import check_network, make_posterior, make_prior
+from ppl_dgm.nn import make_likelihood, mlp
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["DRAWS", "VAE", "variational_method"]
 
 DRAWS = 512  # importance-weighted draws of the default score
+_OTHER_SPACES = {"sphere", "categorical"}  # priors that are not over real vectors
 
 
 class VAE(Program):
     """The variational auto-encoder,
 
-        z ~ N(0, I),   x ~ p(x | decoder(z)),   q(z | x) = N(loc(x), diag exp(log_variance(x))).
+        z ~ p(z),   x ~ p(x | decoder(z)),   q(z | x) = posterior(encoder(x)),
+
+    whose four parts are exchanged by name or for modules of one's own. Unless told otherwise, p(z) = N(0, I) and
+    q(z | x) = N(loc(x), diag exp(log_variance(x))).
 
     Arguments:
         observed: D, the number of observed dimensions.
-        values: number of categories V of each dimension, for the categorical likelihood.
+        values: number of categories V of each dimension, for likelihoods of whole numbers 0 to V - 1.
         latent: dimensions of z.
         hidden: units of each hidden layer, encoder and decoder alike.
-        likelihood: "categorical" (entries 0 to V - 1), "bernoulli" (0 or 1) or "gaussian" (real numbers, best
-            standardised; one learned standard deviation for each dimension).
+        likelihood: a name of `ppl_dgm.nn.LIKELIHOODS`: "categorical", "discretised-logistic" or "logistic-mixture" (entries
+            0 to V - 1), "bernoulli" (0 or 1), "gaussian" (real numbers, best standardised; one learned standard deviation for
+            each dimension), "mixed" (columns of a table); or a module like those.
+        prior: a name of `ppl_dgm.models.latent.priors.PRIORS` ("standard", "mixture-of-gaussians", "vamp", "flow", ...), a
+            distribution over z, or a module; see `make_prior`. None is the posterior's usual one.
+        posterior: a name of `ppl_dgm.models.latent.posteriors.POSTERIORS` ("gaussian", "full-gaussian", "householder",
+            "inverse-autoregressive", "von-mises-fisher", ...), or a module; see `make_posterior`.
+        encoder: a module from [batch, D], categories and bits mapped onto [-1, 1], to the features of the posterior
+            [batch, posterior.features]; a multi-layer perceptron unless given.
+        decoder: a module from z [batch, latent] to the features of the likelihood [batch, likelihood.features]; likewise.
         depth: hidden layers of encoder and decoder; 0 makes them linear.
         activation: of the hidden layers; see `ppl_dgm.nn.mlp`.
         encoder_dropout: probability of dropping an input or a hidden unit of the encoder while learning.
         decoder_dropout: probability of dropping a hidden unit of the decoder while learning.
-        floor: the smallest standard deviation of the gaussian likelihood, in the units of x.
+        floor: the smallest scale of likelihoods that have one, in the units of x; None is their own default.
+        prior_options, posterior_options, likelihood_options: of the named parts, {"components": 16} say.
 
-    Sites: `z` [latent], `x` [D]. Score: a lower bound by importance weighting with 512 draws. Posterior: the
-    encoder's.
+    Sites: `z` [latent], `x` [D], and those of a prior with a story of its own. Score: a lower bound by importance weighting with
+    512 draws. Posterior: the encoder's.
 
     Raises:
-        ProgramError: likelihood and values do not go together, or a size is not positive.
+        ProgramError: parts that do not go together, or a size that is not positive.
 
-    Source: Kingma and Welling 2014; Rezende et al. 2014; Tomczak 2024, section 5.3, eq. (5.26)-(5.31).
+    Source: Kingma and Welling 2014; Rezende et al. 2014; Tomczak 2024, section 5.3, eq. (5.26)-(5.31), and 5.4.
 
     Example:
         >>> import torch, ppl_dgm as dgm
-        >>> vae = VAE(observed=64, values=17, latent=16)
+        >>> vae = VAE(observed=64, values=17, latent=16, prior="vamp", prior_options={"components": 10})
         >>> dgm.sample(vae, 5, seed=0)["x"].shape
         torch.Size([5, 64])
         >>> dgm.score(vae, torch.zeros(3, 64), seed=0).kind
@@ -57,40 +69,95 @@ class VAE(Program):
         values: int | None = None,
         latent: int = 16,
         hidden: int = 256,
-        likelihood: str = "categorical",
+        likelihood: Any = "categorical",
+        prior: Any = None,
+        posterior: Any = "gaussian",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
         depth: int = 2,
         activation: str = "leaky_relu",
         encoder_dropout: float = 0.1,
         decoder_dropout: float = 0.4,
-        floor: float = 1e-3,
+        floor: float | None = None,
+        prior_options: dict[str, Any] | None = None,
+        posterior_options: dict[str, Any] | None = None,
+        likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if depth < 0:
             raise ProgramError(f"VAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
         layers = (hidden,) * depth
         self.latent = latent
-        self.likelihood = Likelihood(likelihood, observed, values, floor)
+        self.likelihood = make_likelihood(likelihood, observed, values, floor, likelihood_options or {})
+        self.posterior_of_z = make_posterior(posterior, latent, posterior_options or {})
+        # what the encoder sees of a row; categories of a table are several numbers each
+        inputs: int = getattr(self.likelihood, "inputs", observed)
+        usual = getattr(self.posterior_of_z, "prior", "standard")
+        if isinstance(prior, str) and prior != usual and {prior, usual} & _OTHER_SPACES:
+            raise ProgramError(
+                f"VAE: prior {prior!r} and posterior {posterior!r} are over different spaces; the posterior's own is {usual!r}."
+            )
+        self.prior_of_z = make_prior(
+            prior, latent, usual, inputs, self._prior_options(prior, usual, prior_options or {})
+        )
+        # discrete latent variables are several numbers each
+        code: int = getattr(self.posterior_of_z, "code", latent)
+        features: int = self.posterior_of_z.features
         self.corruption = nn.Dropout(encoder_dropout)
-        self.encoder = mlp(observed, 2 * latent, layers, activation, encoder_dropout)
-        self.decoder = mlp(latent, self.likelihood.features, layers, activation, decoder_dropout)
+        self.encoder = (
+            mlp(inputs, features, layers, activation, encoder_dropout)
+            if encoder is None
+            else check_network(encoder, "encoder", inputs, features)
+        )
+        self.decoder = (
+            mlp(code, self.likelihood.features, layers, activation, decoder_dropout)
+            if decoder is None
+            else check_network(decoder, "decoder", code, self.likelihood.features)
+        )
         self.observed, self.values, self.support = observed, self.likelihood.values, self.likelihood.support
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
-        """z ~ N(0, I); x ~ likelihood(decoder(z))."""
-        zero = torch.zeros(self.latent, dtype=self.dtype, device=self.device)
+        """z ~ prior; x ~ likelihood(decoder(z))."""
         observation = self.likelihood.observation(x, self.dtype)
         with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(1))  # [batch, latent]
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=observation)  # [batch, D]
+            z = self.draw_z(n if x is None else len(x))  # [batch, latent]
+            return pyro.sample("x", self.likelihood(self.decode(z)), obs=observation)  # [batch, D]
 
     def guide(self, x: Tensor, n: int = 1) -> Tensor:
-        """z ~ N(encoder(x)), the amortised posterior."""
-        seen = self.corruption(self.likelihood.scaled(x, self.dtype))
-        loc, log_variance = self.encoder(seen).chunk(2, -1)  # [batch, latent] each
-        # the clamp keeps densities finite, far outside of what a trained encoder says
-        scale = (0.5 * log_variance.clamp(-14.0, 6.0)).exp()
+        """z ~ posterior(encoder(x)), amortised."""
+        q = self.encode(self.corruption(self.likelihood.scaled(x, self.dtype)))
         with pyro.plate("data", len(x)):
-            return pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            z = pyro.sample("z", q)
+            if hasattr(self.prior_of_z, "guide"):
+                self.prior_of_z.guide(z)
+            return z
+
+    def draw_z(self, n: int) -> Tensor:
+        """The statement z ~ prior, inside the plate of n examples; a prior with latent sites of its own draws them first."""
+        if hasattr(self.prior_of_z, "model"):
+            return self.prior_of_z.model(n)
+        return pyro.sample("z", self.prior_of_z.distribution(self.encode))
+
+    def encode(self, inputs: Tensor) -> Any:
+        """q(z | x), batch shape [batch], for inputs [batch, D] on the encoder's scale."""
+        return self.posterior_of_z(self.encoder(inputs))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Features of the likelihood, [batch, features], for z [batch, latent]."""
+        return self.decoder(z.flatten(1))
+
+    def start(self, x: Tensor) -> None:
+        """Where learning begins: units of the columns, and pseudo-inputs of the prior at rows of the training data."""
+        if hasattr(self.likelihood, "start"):
+            self.likelihood.start(x)
+        if hasattr(self.prior_of_z, "start"):
+            self.prior_of_z.start(self.likelihood.scaled(x, self.dtype))
+
+    def _prior_options(self, prior: Any, usual: str, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of the prior, with those that the posterior's usual one takes from the posterior."""
+        if prior is None or prior == usual:
+            return {**getattr(self.posterior_of_z, "prior_options", {}), **options}
+        return options
 
     def default_method(self, task: str) -> Any:
         return variational_method(task)
@@ -99,7 +166,7 @@ class VAE(Program):
         return {
             "sample": Answer("exact", "ancestral sampling"),
             "score": Answer("lower_bound", f"importance weighting, K = {DRAWS}", passes=DRAWS, depth=1),
-            "infer": Answer("approximate", "amortised Gaussian posterior (encoder)"),
+            "infer": Answer("approximate", "amortised posterior (encoder)"),
             "learn": Answer("lower_bound", "SVI on the evidence lower bound"),
         }
 

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ppl_dgm.errors import TaskUnavailable
 
@@ -124,7 +124,7 @@ def is_coordinate(fn: Any) -> bool:
 
 def _bijection(name: str, fn: Any) -> Any:
     try:
-        return biject_to(fn.support)
+        return biject_to(_common(fn.support))
     except NotImplementedError:
         raise TaskUnavailable(
             f"site {name!r} ({type(base_of(fn)).__name__}) has a support that no bijection maps to real "
@@ -132,6 +132,16 @@ def _bijection(name: str, fn: Any) -> Any:
             "it has no density on R^d; reparametrise it, e.g. with poutine.reparam, or use method='svi' or "
             "'importance'."
         ) from None
+
+
+def _common(support: Any) -> Any:
+    """The support that all components of a mixture share, for a mixture's; others as they are."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        one = _common(support.base_constraint)
+        return support if any(isinstance(value, Tensor) for value in vars(one).values()) else one
+    if type(support) is constraints.independent:
+        return constraints.independent(_common(support.base_constraint), support.reinterpreted_batch_ndims)
+    return support
 
 
 def _device(fn: Any) -> torch.device | None:

@@ -1,7 +1,33 @@
 """Distributions that Pyro lacks, one file (or folder) each."""
 
 from .bessel import log_bessel
+from .columns import Columns
+from .discrete_chain import DiscreteChain
+from .discretised_logistic import DiscretisedLogistic, MixtureOfDiscretisedLogistics
 from .discretised_normal import DiscretisedNormal
+from .finite_mixture import FiniteMixture
+from .gaussian_chain import GaussianChain
+from .pushforward import Pushforward
+from .reflected_normal import ReflectedNormal
+from .relaxed import Concrete, StraightThroughGumbel
+from .uniform_on_sphere import UniformOnSphere
 from .von_mises_fisher import VonMisesFisher
+from .word_counts import WordCounts
 
-__all__ = ["DiscretisedNormal", "VonMisesFisher", "log_bessel"]
+__all__ = [
+    "Columns",
+    "Concrete",
+    "DiscreteChain",
+    "DiscretisedLogistic",
+    "DiscretisedNormal",
+    "FiniteMixture",
+    "GaussianChain",
+    "MixtureOfDiscretisedLogistics",
+    "Pushforward",
+    "ReflectedNormal",
+    "StraightThroughGumbel",
+    "UniformOnSphere",
+    "VonMisesFisher",
+    "WordCounts",
+    "log_bessel",
+]

@@ -1,6 +1,15 @@
-"""The networks that programs use."""
+"""The networks that programs use, and the likelihoods that they end in."""
 
-from .likelihood import LIKELIHOODS, Likelihood
+from .convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from .likelihoods import LIKELIHOODS, Likelihood, make_likelihood
 from .mlp import ACTIVATIONS, mlp
 
-__all__ = ["ACTIVATIONS", "LIKELIHOODS", "Likelihood", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "LIKELIHOODS",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "Likelihood",
+    "make_likelihood",
+    "mlp",
+]

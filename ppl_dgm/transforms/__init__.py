@@ -2,5 +2,19 @@
 
 from .coupling import BoundedCoupling, coupling_network
 from .histogram import HistogramQuantile
+from .householder import Householder
+from .inverse_autoregressive import InverseAutoregressive, autoregressive_network
+from .planar import Planar
+from .sylvester import Sylvester, bjorck
 
-__all__ = ["BoundedCoupling", "HistogramQuantile", "coupling_network"]
+__all__ = [
+    "BoundedCoupling",
+    "HistogramQuantile",
+    "Householder",
+    "InverseAutoregressive",
+    "Planar",
+    "Sylvester",
+    "autoregressive_network",
+    "bjorck",
+    "coupling_network",
+]

@@ -7,7 +7,7 @@ from pyro.distributions.transforms import AffineCoupling
 from torch import Tensor, nn
 
 from ..errors import ProgramError
-from ..nn import mlp
+from ..nn.mlp import mlp
 
 __all__ = ["BoundedCoupling", "coupling_network"]
 

@@ -30,7 +30,7 @@ def zoo() -> dict[str, Any]:
     models = dgm.models
     return {
         "VAE": models.VAE(observed=6, values=3, latent=2, hidden=8),
-        "TopDownVAE": models.TopDownVAE(observed=6, values=3, latent=2, hidden=8),
+        "TopDownVAE": models.TopDownVAE(observed=6, values=3, latents=(4, 2), hidden=8),
         "MixtureOfGaussians": models.MixtureOfGaussians(2, 3),
         "MixtureOfCategoricals": models.MixtureOfCategoricals(4, 3, 2),
         "ProbabilisticPCA": models.ProbabilisticPCA(4, 2),

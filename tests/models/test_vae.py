@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 import ppl_dgm as dgm
 from ppl_dgm.models import VAE
-from ppl_dgm.nn import Likelihood, mlp
+from ppl_dgm.nn import make_likelihood, mlp
 
 
 def data(likelihood: str, n: int = 6, observed: int = 5) -> Tensor:
@@ -94,7 +94,7 @@ def test_four_verbs(likelihood: str) -> None:
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "gaussian"])
 def test_likelihood_is_normalised_and_takes_any_number_type(likelihood: str) -> None:
-    part = Likelihood(likelihood, observed=2, values=3 if likelihood == "categorical" else None)
+    part = make_likelihood(likelihood, observed=2, values=3 if likelihood == "categorical" else None)
     p = part(torch.randn(1, part.features))
     if likelihood == "gaussian":
         line = torch.linspace(-12, 12, 400)
@@ -112,10 +112,10 @@ def test_likelihood_is_normalised_and_takes_any_number_type(likelihood: str) -> 
 
 
 def test_encoder_sees_categories_on_a_symmetric_interval() -> None:
-    part = Likelihood("categorical", observed=3, values=17)
+    part = make_likelihood("categorical", observed=3, values=17)
     scaled = part.scaled(torch.tensor([0, 8, 16]), torch.float32)
     assert scaled.tolist() == [-1.0, 0.0, 1.0]
-    assert Likelihood("bernoulli", observed=2).scaled(torch.tensor([0, 1]), torch.float32).tolist() == [
+    assert make_likelihood("bernoulli", observed=2).scaled(torch.tensor([0, 1]), torch.float32).tolist() == [
         -1.0,
         1.0,
     ]

@@ -128,7 +128,7 @@ def vae() -> tuple:
     guide="x > z2 z1; z2 > z1",
 )
 def top_down_vae() -> tuple:
-    return models.TopDownVAE(observed=6, values=3, latent=2, hidden=8), torch.randint(3, (5, 6))
+    return models.TopDownVAE(observed=6, values=3, latents=(4, 2), hidden=8), torch.randint(3, (5, 6))
 
 
 @case(

@@ -15,7 +15,7 @@ from ppl_dgm.models import TopDownVAE
 
 
 def small(**options: object) -> TopDownVAE:
-    return TopDownVAE(observed=5, values=4, latent=2, latent_1=3, hidden=8, **options)
+    return TopDownVAE(observed=5, values=4, latents=(3, 2), hidden=8, **options)
 
 
 X = torch.randint(0, 4, (6, 5), generator=torch.Generator().manual_seed(0))
@@ -106,7 +106,7 @@ def test_analytic_divergences_agree_with_draws() -> None:
 def linear_twin(seed: int = 0) -> tuple[TopDownVAE, MultivariateNormal]:
     """The same program with linear networks and a constant variance of z1: all sites are jointly Gaussian."""
     torch.manual_seed(seed)
-    program = TopDownVAE(observed=4, latent=2, latent_1=3, likelihood="gaussian", depth=0)
+    program = TopDownVAE(observed=4, latents=(3, 2), likelihood="gaussian", depth=0)
     with torch.no_grad():
         program.prior_1[0].weight[3:].zero_()
         # a coupling weak enough that the residual posterior covers the exact one: weights of finite variance
@@ -187,7 +187,7 @@ class ExactTwin(TopDownVAE):
 
 def test_exact_posterior_makes_every_weight_the_evidence() -> None:
     program, evidence = linear_twin()
-    exact = ExactTwin(observed=4, latent=2, latent_1=3, likelihood="gaussian", depth=0)
+    exact = ExactTwin(observed=4, latents=(3, 2), likelihood="gaussian", depth=0)
     exact.load_state_dict(program.state_dict())
     x = evidence.sample((5,))
     score = dgm.score(exact, x, method=dgm.ImportanceWeighted(draws=7), seed=0)
@@ -203,7 +203,7 @@ def test_four_verbs(likelihood: str) -> None:
     program = TopDownVAE(
         observed=5,
         values=4 if likelihood == "categorical" else None,
-        latent=2,
+        latents=(4, 2),
         hidden=8,
         likelihood=likelihood,
     )

@@ -1,0 +1,138 @@
+"""What a VAE takes for its parts: names of the zoo's, or a stranger's own modules and distributions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.errors import ProgramError
+from ppl_dgm.models.latent.posteriors import POSTERIORS
+from ppl_dgm.models.latent.priors import PRIORS
+
+__all__ = ["check_network", "make_posterior", "make_prior"]
+
+
+class OwnPrior(nn.Module):
+    """A stranger's prior: a distribution over z, or a module whose forward returns one.
+
+    Arguments:
+        given: the distribution, batch shape [] and event shape [latent], or the module.
+    """
+
+    needs_encoder = False
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def distribution(self, encode: Any = None) -> Any:
+        """The density of z."""
+        return self.given() if isinstance(self.given, nn.Module) else self.given
+
+
+def make_prior(prior: Any, latent: int, usual: str, observed: int, options: dict[str, Any]) -> Any:
+    """The module of a prior that is named, or handed in.
+
+    Arguments:
+        prior: a name of `PRIORS`, a module with a method `distribution(encode=None)` (or `model(n)` and `guide(z)`, for one
+            with latent sites of its own), a module whose forward returns a distribution, a distribution, or None.
+        latent: dimensions of z.
+        usual: the name that None stands for.
+        observed: D, for priors that hold pseudo-inputs.
+        options: of a named prior.
+
+    Raises:
+        ProgramError: the name is unknown, the options do not go with it, or it is none of these.
+    """
+    if prior is None or isinstance(prior, str):
+        name = _known(prior or usual, PRIORS, "prior")
+        inputs = {"observed": observed} if PRIORS[name].needs_encoder else {}
+        return _made(PRIORS[name], "prior", name, latent, {**inputs, **options})
+    _no_options("prior", options)
+    if hasattr(prior, "distribution") or (hasattr(prior, "model") and hasattr(prior, "guide")):
+        return prior
+    if isinstance(prior, nn.Module) or (hasattr(prior, "log_prob") and hasattr(prior, "sample")):
+        return OwnPrior(prior)
+    raise ProgramError(
+        f"prior is a {type(prior).__name__}; give a name ({', '.join(PRIORS)}), a distribution over z, or a module whose "
+        "forward() or distribution(encode) returns one."
+    )
+
+
+def make_posterior(posterior: Any, latent: int, options: dict[str, Any]) -> Any:
+    """The module of a posterior that is named, or handed in.
+
+    Arguments:
+        posterior: a name of `POSTERIORS`, or a module with `features`, the number of inputs [batch, features] from which its
+            forward makes the distribution of z.
+        latent: dimensions of z.
+        options: of a named posterior.
+
+    Raises:
+        ProgramError: the name is unknown, the options do not go with it, or the module has no `features`.
+    """
+    if isinstance(posterior, str):
+        name = _known(posterior, POSTERIORS, "posterior")
+        return _made(POSTERIORS[name], "posterior", name, latent, options)
+    _no_options("posterior", options)
+    if not isinstance(posterior, nn.Module) or not isinstance(getattr(posterior, "features", None), int):
+        raise ProgramError(
+            f"posterior is a {type(posterior).__name__}; give a name ({', '.join(POSTERIORS)}), or a module with an attribute "
+            "features, the number of inputs from which its forward makes the distribution of z."
+        )
+    return posterior
+
+
+@torch.no_grad()
+def check_network(network: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
+    """A stranger's encoder or decoder, run once on zeros.
+
+    Arguments:
+        network: maps [batch, inputs] to [batch, outputs].
+        name: for the message.
+
+    Raises:
+        ProgramError: it is no module, or its output has another shape.
+    """
+    if not isinstance(network, nn.Module):
+        raise ProgramError(
+            f"{name} is a {type(network).__name__}; give a torch module from {inputs} to {outputs} numbers."
+        )
+    parameter = next(network.parameters(), torch.zeros(()))
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        out: Tensor = network(torch.zeros(2, inputs, device=parameter.device, dtype=parameter.dtype))
+        found = tuple(out.shape)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ProgramError(f"{name} cannot take [batch, {inputs}]: {str(error).splitlines()[0]}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if found != (2, outputs):
+        raise ProgramError(
+            f"{name} gives the shape {found} for an input of shape (2, {inputs}); its last layer must have {outputs} units, "
+            f"so that the shape is (2, {outputs})."
+        )
+    return network
+
+
+def _known(name: str, table: dict[str, Any], what: str) -> str:
+    key = name.lower().replace("_", "-").replace(" ", "-")
+    if key not in table:
+        raise ProgramError(
+            f"{what} {name!r} is unknown; choose one of {', '.join(table)}, or give a module of your own."
+        )
+    return key
+
+
+def _made(kind: Any, what: str, name: str, latent: int, options: dict[str, Any]) -> Any:
+    try:
+        return kind(latent, **options)
+    except TypeError as error:
+        raise ProgramError(f"{what}_options do not go with the {what} {name!r}: {error}.") from error
+
+
+def _no_options(what: str, options: dict[str, Any]) -> None:
+    if options:
+        raise ProgramError(f"{what}_options are for a {what} that is named; give your own module its options yourself.")
