@@ -1,32 +1,32 @@
-"""ProbabilisticPCA: a linear map of Gaussian latents plus Gaussian noise; every answer is exact."""
+"""ProbabilisticPCA: a linear map of Gaussian latents plus Gaussian noise; every answer is exact. PCA is its limit."""
 
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError
-from ppl_dgm.program import Answer, Program
-from ppl_dgm.results import Score
+
+from .linear import LinearGaussian
 
 __all__ = ["ProbabilisticPCA"]
 
 
-class ProbabilisticPCA(Program):
+class ProbabilisticPCA(LinearGaussian):
     """z ~ N(0, I_M), x = W z + b + e, e ~ N(0, s^2 I_D); so that, with B = W^T W + s^2 I_M,
 
         p(x) = N(b, W W^T + s^2 I_D),        p(z | x) = N(B^-1 W^T (x - b), s^2 B^-1).
 
     The guide is that posterior, so that one draw gives the ELBO without variance and equal to log p(x). Only
-    M x M matrices are factorised.
+    M x M matrices are factorised. As s^2 goes to 0 the posterior mean becomes the projection of principal components; see
+    `principal_components`.
 
     Arguments:
         observed: D, entries of an example.
         latent: M < D.
         floor: smallest noise variance s^2, in squared data units.
+        missing: whether the data may have holes, marked by NaN; they are integrated out exactly by every verb, and EM learns
+            from what is seen.
 
     Attributes:
         weight: W, [D, M].
@@ -47,100 +47,46 @@ class ProbabilisticPCA(Program):
         torch.Size([5, 16])
     """
 
-    observed: int
-    support = constraints.real
-
-    def __init__(self, observed: int, latent: int, floor: float = 1e-6) -> None:
-        super().__init__()
-        if not 1 <= latent < observed:
-            raise ProgramError(
-                f"latent must be from 1 to observed - 1 = {observed - 1}, but it is {latent}: "
-                "the noise is what the latents leave over."
-            )
-        if floor <= 0:
-            raise ProgramError(f"floor must be a positive variance, but it is {floor!r}.")
-        self.observed, self.latent, self.floor = observed, latent, floor
-        self.weight = nn.Parameter(torch.randn(observed, latent) / latent**0.5)
-        self.bias = nn.Parameter(torch.zeros(observed))
+    def __init__(self, observed: int, latent: int, floor: float = 1e-6, missing: bool = False) -> None:
+        super().__init__(observed, latent, floor, missing)
         self.log_variance = nn.Parameter(torch.zeros(()))
-
-    # -- the story -------------------------------------------------------------------------------------------
-
-    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
-        """z ~ N(0, I); x ~ N(W z + b, s^2 I)."""
-        origin = self.weight.new_zeros(self.latent)
-        with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(origin, 1.0).to_event(1))
-            x = None if x is None else x.to(self.dtype)
-            return pyro.sample(
-                "x", dist.Normal(z @ self.weight.mT + self.bias, self.variance.sqrt()).to_event(1), obs=x
-            )
-
-    def guide(self, x: Tensor, n: int = 1) -> Tensor:
-        """z ~ p(z | x), the exact posterior."""
-        with pyro.plate("data", len(x)):
-            return pyro.sample("z", self.posterior(x)["z"])
 
     @property
     def variance(self) -> Tensor:
         """s^2, [], never below the floor."""
         return self.log_variance.exp().clamp_min(self.floor)
 
-    # -- exact answers ---------------------------------------------------------------------------------------
+    @property
+    def variances(self) -> Tensor:
+        """s^2 for each entry, [D]."""
+        return self.variance.expand(self.observed)
 
-    def posterior(self, x: Tensor) -> dict[str, Any]:
-        """p(z | x) = N(B^-1 W^T (x - b), s^2 B^-1), batch shape [len(x)]."""
-        return {
-            "z": dist.MultivariateNormal(self._mean(x.to(self.dtype)), precision_matrix=self._gram() / self.variance)
-        }
+    def set_variances(self, variances: Tensor) -> None:
+        """Take the noise variance, the same in each entry, [D]."""
+        self.log_variance.copy_(variances.mean().clamp_min(self.floor).log())
 
-    def log_density(self, x: Tensor) -> Score:
-        """log N(x | b, W W^T + s^2 I) in nats, [batch], through the M x M matrix B.
-
-        log det = (D - M) log s^2 + log det B, and (x-b)^T C^-1 (x-b) = |x - b - W m|^2 / s^2 + |m|^2 with m
-        the posterior mean, which unlike the difference in Woodbury's formula loses no digits.
-        """
-        x = x.to(self.dtype)
-        mean = self._mean(x)  # [batch, M]
-        residual = x - self.bias - mean @ self.weight.mT  # [batch, D]
-        distance = residual.square().sum(-1) / self.variance + mean.square().sum(-1)
-        spare = self.observed - self.latent
-        log_det = spare * self.variance.log() + torch.linalg.cholesky(self._gram()).diagonal().log().sum() * 2
-        constant = self.observed * torch.log(torch.tensor(2 * torch.pi, device=x.device, dtype=x.dtype))
-        return Score(-0.5 * (constant + log_det + distance), "exact", how="Gaussian density of continuous x")
-
-    def _gram(self) -> Tensor:
-        """B = W^T W + s^2 I, [M, M]."""
-        return self.weight.mT @ self.weight + self.variance * torch.eye(
-            self.latent, device=self.device, dtype=self.dtype
-        )
-
-    def _mean(self, x: Tensor) -> Tensor:
-        """E[z | x] = B^-1 W^T (x - b), [batch, M]."""
-        return torch.linalg.solve(self._gram(), ((x - self.bias) @ self.weight).mT).mT
-
-    @torch.no_grad()
-    def impute(self, x: Tensor) -> Tensor:
-        """x [batch, D] with every NaN replaced by its exact mean given the entries that are there."""
-        x = x.to(self.dtype)
-        seen = ~x.isnan()
-        centred = torch.where(seen, x - self.bias, 0.0)  # [batch, D]
-        identity = torch.eye(self.latent, device=x.device, dtype=x.dtype)
-        gram = torch.einsum("nd,di,dj->nij", seen.to(x), self.weight, self.weight) + self.variance * identity
-        mean = torch.linalg.solve(gram, centred @ self.weight)  # [batch, M], from the seen entries alone
-        return torch.where(seen, x, mean @ self.weight.mT + self.bias)
+    def _shared(self, variances: Tensor, count: Tensor | None) -> Tensor:
+        weight = torch.ones_like(variances) if count is None else count
+        return ((variances * weight).sum() / weight.sum()).expand(self.observed)
 
     def default_method(self, task: str) -> Any:
-        """The closed form for `learn`."""
-        return "closed-form" if task == "learn" else None
+        """The closed form for `learn`; EM where entries may be missing."""
+        if task != "learn":
+            return None
+        return "em" if self.allows_missing else "closed-form"
 
-    def answers(self) -> dict[str, Answer]:
-        return {
-            "sample": Answer("exact", "a latent, then an example"),
-            "score": Answer("exact", "Gaussian density of continuous x"),
-            "infer": Answer("exact", "Gaussian posterior"),
-            "learn": Answer("exact", "closed-form maximum likelihood"),
-        }
+    @torch.no_grad()
+    def principal_components(self) -> tuple[Tensor, Tensor]:
+        """PCA, which the program becomes as s^2 goes to 0: W's columns rotated onto the axes of greatest variance.
+
+        Returns:
+            Orthonormal directions, [D, M], the first of greatest variance (each with its largest entry positive); and the
+            variance along each that the program has, |w_j|^2 + s^2, [M]. The projection (x - b) @ directions is
+            what p(z | x) tends to, up to the lengths of the columns of W.
+        """
+        directions, lengths, _ = torch.linalg.svd(self.weight, full_matrices=False)
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))  # [1, M]
+        return directions * torch.where(largest < 0, -1.0, 1.0), lengths.square() + self.variance
 
     # -- learning --------------------------------------------------------------------------------------------
 
@@ -159,6 +105,8 @@ class ProbabilisticPCA(Program):
         Returns:
             The share of the variance that the M directions explain.
         """
+        if bool(train.isnan().any()):
+            raise ProgramError("the closed form needs every entry, but some are missing; learn with method='em'.")
         if len(train) < 2:
             raise ProgramError(f"a covariance needs at least 2 examples, but there is {len(train)}.")
         x = train.to(self.dtype)
@@ -174,35 +122,3 @@ class ProbabilisticPCA(Program):
         self.bias.copy_(bias)
         self.log_variance.copy_(variance.log())
         return {"explained_variance": float(eigenvalues[: self.latent].sum() / eigenvalues.sum())}
-
-    @torch.no_grad()
-    def em_start(self, x: Tensor) -> None:
-        """Random directions, noise of the data's own variance."""
-        x = x.to(self.dtype)
-        variance = x.var(0, correction=0).mean().clamp_min(self.floor)
-        self.weight.copy_(torch.randn_like(self.weight) * (variance / self.latent).sqrt())
-        self.bias.copy_(x.mean(0))
-        self.log_variance.copy_(variance.log())
-
-    @torch.no_grad()
-    def em_step(self, x: Tensor) -> Tensor:
-        """One EM step in place, after b has been set to the mean, its optimum whatever W and s^2 are.
-
-        With m_n the posterior means, S their second moments averaged over n, C = s^2 B^-1 and r_n = x_n - b:
-        W' = (1/N sum_n r_n m_n^T) (S + C)^-1 and s'^2 = (1/N sum_n |r_n - W' m_n|^2 + tr W' C W'^T) / D.
-
-        Returns:
-            The mean log likelihood in nats before the step, [].
-        """
-        x = x.to(self.dtype)
-        before = self.log_density(x).value.mean()
-        self.bias.copy_(x.mean(0))
-        centred, means = x - self.bias, self._mean(x)  # [N, D], [N, M]
-        spread = self.variance * torch.linalg.inv(self._gram())  # C, [M, M]
-        moments = means.mT @ means / len(x) + spread  # E[z z^T]
-        weight = torch.linalg.solve(moments, centred.mT @ means / len(x), left=False)  # [D, M]
-        residual = (centred - means @ weight.mT).square().sum() / len(x)  # both terms positive: nothing cancels
-        variance = (residual + ((weight @ spread) * weight).sum()) / self.observed
-        self.weight.copy_(weight)
-        self.log_variance.copy_(variance.clamp_min(self.floor).log())
-        return before

@@ -5,10 +5,12 @@ from .checks import check_observations, describe_support
 from .dataset import Dataset
 from .digits import digits
 from .folder import binary, mnist
+from .items import ITEM_COLUMNS, items
 from .tables import read, write
 from .toys import checkerboard, eight_gaussians, moons, pinwheel
 
 __all__ = [
+    "ITEM_COLUMNS",
     "Dataset",
     "binary",
     "check_observations",
@@ -16,6 +18,7 @@ __all__ = [
     "describe_support",
     "digits",
     "eight_gaussians",
+    "items",
     "load",
     "mnist",
     "moons",

@@ -10,6 +10,7 @@ from ..errors import DataError
 from .dataset import Dataset
 from .digits import digits
 from .folder import BINARY, binary, mnist
+from .items import items
 from .tables import SUFFIXES, read
 from .toys import checkerboard, eight_gaussians, moons, pinwheel
 
@@ -21,6 +22,7 @@ SHIPPED: dict[str, Callable[[], Dataset]] = {
     "eight_gaussians": eight_gaussians,
     "checkerboard": checkerboard,
     "pinwheel": pinwheel,
+    "items": items,
 }
 FROM_FOLDER: dict[str, Callable[[str | os.PathLike | None], Dataset]] = {
     "mnist": mnist,
