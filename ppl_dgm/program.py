@@ -132,6 +132,7 @@ class Program(PyroModule):
     - `posterior(x) -> {site: Distribution}`: the exact posterior, batch shape [len(x)], used by `infer`;
     - `simulate(n, given=None) -> {site: Tensor}`: how to sample, where running `model` forward is not the way;
     - `start(x)`: where gradient learning begins, from something simple about the training data;
+    - `check_arguments(x, ...)`: looks once at all positional arguments of `score`, `infer` and `learn`, and returns them;
     - `default_method(task)`: the algorithm that a verb uses when the caller names none.
 
     Attributes:

@@ -1,7 +1,7 @@
 """compare: one program, many algorithms, several seeds, equal budgets, against a reference."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Comparison:
     - `sliced_wasserstein`, `mmd`: distances to one half of the reference draws, on standardised coordinates; `..._floor`
       the same for as many of the other half.
     - `log_evidence`, `log_evidence_stderr`, `log_evidence_error`: in nats.
+    - `relabelled`: the share of draws whose components were put in another order, where labels have no meaning.
     """
 
     runs: pd.DataFrame
@@ -155,6 +156,7 @@ def compare(
     seconds: float | None = None,
     guide: Any = None,
     device: Any = None,
+    transform: Callable[[Posterior], Posterior] | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Run many algorithms on one program, several times each, and measure them against a reference.
@@ -176,6 +178,9 @@ def compare(
         budget: gradients of all chains together, warm-up included.
         seconds: instead, seconds of each run without recording and compiling; such runs do not repeat bit for bit.
         guide, device: as for `infer`.
+        transform: done to the posterior of every run, and to the reference if it is one, before it is measured; for
+            instance `relabel`, where labels have no meaning. By default the program's own `identified`, if it has one
+            (a Bayesian mixture does), else nothing.
 
     Returns:
         a `Comparison`; a method that fails keeps its row, with the reason.
@@ -194,7 +199,7 @@ def compare(
     numbers = seed_numbers(seeds)
     limit = the_budget(budget, seconds)
     program, args, target = the_program(program, args, kwargs)
-    task = Task(program, args, kwargs, guide, device)
+    task = Task(program, args, kwargs, guide, device, transform)
     truth = the_reference(reference, target, task)
     task.check(truth)
     plans = {label: Lengths(method, limit) for label, method in chosen.items()}
@@ -214,6 +219,7 @@ def compare(
                     sites = _shared(posterior, truth)
                     used = [site for site in common if site in sites] or sites
                     found, curve = measure(posterior, spent, Yardstick(truth, used))
+                    found["relabelled"] = _relabelled(posterior)
                     record |= found | {"options": repr(plans[label].method), "budget_note": plans[label].note}
                     record |= {"compared": ", ".join(used), "left_out": ", ".join(_missing(posterior, truth))}
                     curves.append(pd.DataFrame({"method": label, "seed": seed, **curve}))
@@ -262,6 +268,12 @@ def _common(done: dict[str, tuple], reference: Reference) -> list[str]:
     return shared or [site for site in reference.shapes if any(site in sites for sites in having)]
 
 
+def _relabelled(posterior: Posterior) -> float:
+    """The share of draws whose components were put in another order; NaN where labels mean something."""
+    moved = posterior.stats.get("relabelled")
+    return math.nan if moved is None else float(moved.double().mean())
+
+
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +310,7 @@ _NUMBERS = (
     "chains", "draws", "gradients", "warmup_gradients", "evaluations", "seconds", "warmup_seconds", "compile_seconds",
     "b2_x_max", "b2_x_mean", "b2_square_max", "b2_square_mean", "reach_max", "reach_mean", "reach_square_max",
     "reach_square_mean", "worst_error", "ess_bulk", "ess_tail", "r_hat", "divergences", "sliced_wasserstein", "mmd",
-    "log_evidence", "log_evidence_error",
+    "log_evidence", "log_evidence_error", "relabelled",
 )  # fmt: skip
 _FLAGS = ("weighted", "at_once")
 _LONG = ("how", "options", "budget_note", "compared", "left_out")  # too long for the table; in the runs

@@ -4,8 +4,8 @@ import copy
 import difflib
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Task:
     kwargs: dict[str, Any]
     guide: Any
     device: Any
+    transform: Callable[[Posterior], Posterior] | None = None
 
     @property
     def name(self) -> str:
@@ -52,10 +53,17 @@ class Task:
     def infer(self, method: Any, seed: int) -> tuple[Posterior, Spent]:
         # learners change a program's parameters in place: each run starts from the same ones
         program = copy.deepcopy(self.program) if isinstance(self.program, nn.Module) else self.program
+        method = _fresh(method)
         begun = time.perf_counter()
         options = {"method": method, "guide": self.guide, "seed": seed, "device": self.device}
         posterior = infer(program, *self.args, **options, **self.kwargs)
-        return posterior, Spent.by(posterior, method, time.perf_counter() - begun)
+        spent = Spent.by(posterior, method, time.perf_counter() - begun)
+        return self.identified(posterior), spent
+
+    def identified(self, posterior: Posterior) -> Posterior:
+        """The posterior as it is measured: transformed, or as the program identifies its draws."""
+        known = self.transform or getattr(self.program, "identified", None)
+        return posterior if known is None or not posterior.draws else known(posterior)
 
     def attempt(self, plan: Lengths, seed: int) -> tuple[Posterior | None, Spent | None, str]:
         """A run, or the reason why there is none."""
@@ -145,7 +153,7 @@ def the_reference(given: Any, target: Any, task: Task) -> Reference:
     if isinstance(given, Reference):
         return given
     if isinstance(given, Posterior):
-        return Reference.from_posterior(given)
+        return Reference.from_posterior(task.identified(given))
     if all(hasattr(given, name) for name in ("program", "args", "mean")):
         return Reference.from_target(given)
     if isinstance(given, (str, Path)):
@@ -182,6 +190,20 @@ def _long_run(task: Task) -> Reference:
 def _made(method: Any, task: Task) -> Reference:
     posterior, _ = task.infer(method, _REFERENCE_SEED)
     return Reference.from_posterior(posterior, task.name)
+
+
+def _fresh(method: Any) -> Any:
+    """The same method with a guide of its own, if it holds a module: what one run has learned, the next must not begin with."""
+    guide = getattr(method, "guide", None)
+    if not isinstance(guide, nn.Module) or not is_dataclass(method) or isinstance(method, type):
+        return method
+    models = [vars(part).get("_model") for part in guide.modules()]
+    made = copy.deepcopy(guide)
+    for part in (guide, made):  # copying one of Pyro's autoguides takes its model from both
+        for module, model in zip(part.modules(), models, strict=True):
+            if model is not None:
+                module._model = model
+    return replace(method, guide=made)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

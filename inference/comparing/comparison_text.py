@@ -142,6 +142,7 @@ def notes(comparison: Any) -> list[str]:
     if not len(good):
         return found
     found += _biased(good) + _approximate(good) + _unlike(good) + _budgets(comparison, good) + _sites(comparison, good)
+    found += _relabelled(good)
     return found + _reference(comparison, good) + _evidence(comparison, good) + _health(good)
 
 
@@ -249,6 +250,18 @@ def _sites(comparison: Any, good: pd.DataFrame) -> list[str]:
     if len(how):
         found.append(f"{_named(how)}: discrete sites are summed out, so there are no draws of them to compare.")
     return found
+
+
+def _relabelled(good: pd.DataFrame) -> list[str]:
+    """Label switching: how often components stood in another order."""
+    if "relabelled" not in good or not good["relabelled"].notna().any():
+        return []
+    shares = good.groupby("method", sort=False)["relabelled"].median().dropna()
+    told = ", ".join(f"{method} {100 * share:.0f} %" for method, share in shares.items())
+    return [
+        f"Labels of components have no meaning, so they were put in one order before draws were compared; of the draws "
+        f"that were permuted to match their run's pivot: {told}."
+    ]
 
 
 def _reference(comparison: Any, good: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """The weights of a region circuit: how they start, what EM makes of counts, and how units are split in two."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,33 +103,41 @@ class RegionParameters(nn.Module):
         if self.smoothing:
             leaves = leaves @ self.kernel.to(leaves)
         self.leaf_logits.copy_(normalise(leaves + prior).log())
+        self._update_sums(weights)
+
+    def _update_sums(self, weights: Sequence[Tensor]) -> None:
+        """The weights of sums from their expected counts, with the pseudo-counts."""
         for logits, counts in zip(self.sum_logits, weights, strict=True):
-            logits.copy_(normalise(counts + a / counts.shape[-1]).log())
+            logits.copy_(normalise(counts + self.pseudo_count / counts.shape[-1]).log())
 
     def log_prior(self) -> Tensor:
         """Log density, up to a constant, of the Dirichlet distributions that the pseudo-counts stand for, []."""
         base = self.base[self._plan.leaf_variable][:, None]
         total = (base * self.leaf_logits.log_softmax(-1)).sum()
-        for logits in self.sum_logits:
-            total = total + logits.log_softmax(-1).sum() / logits.shape[-1]
-        return self.pseudo_count * total
+        return self.pseudo_count * (total + self._log_prior_of_sums())
+
+    def _log_prior_of_sums(self) -> Tensor:
+        """Of one pseudo-count for each unit."""
+        return torch.stack([logits.log_softmax(-1).sum() / logits.shape[-1] for logits in self.sum_logits]).sum()
 
     @torch.no_grad()
     def grow(self, noise: float) -> bool:
         """Split every unit in two, apart by log-normal noise; False, and no change, where they are enough."""
         if 2 * self.units > self.most_units:
             return False
-        leaves, weights = self.leaf_logits, list(self.sum_logits)
-        width = [group.products.shape[1] for group in self._plan.groups]
-        units = self.units
+        leaves, weights, units = self.leaf_logits, list(self.sum_logits), self.units
         self._reset(2 * units)
         self.leaf_logits.copy_(leaves.repeat_interleave(2, 1))
-        for new, old, products, group in zip(self.sum_logits, weights, width, self._plan.groups, strict=True):
-            split = old.unflatten(-1, (products, units)).repeat_interleave(2, -1).flatten(-2)
-            new.copy_(split if group.is_root else split.repeat_interleave(2, 1))
-        for logits in self.parameters():
-            logits.add_(torch.randn_like(logits), alpha=noise)
+        self.leaf_logits.add_(torch.randn_like(self.leaf_logits), alpha=noise)
+        self._split_sums(weights, units, noise)
         return True
+
+    def _split_sums(self, weights: list[nn.Parameter], units: int, noise: float) -> None:
+        """The weights of sums whose units, so many, were split in two."""
+        for new, old, group in zip(self.sum_logits, weights, self._plan.groups, strict=True):
+            split = old.unflatten(-1, (group.products.shape[1], units)).repeat_interleave(2, -1).flatten(-2)
+            new.copy_(split if group.is_root else split.repeat_interleave(2, 1))
+            new.add_(torch.randn_like(new), alpha=noise)
 
     @torch.no_grad()
     def adopt(self, members: list["RegionParameters"], shares: Tensor) -> None:
@@ -141,7 +150,7 @@ class RegionParameters(nn.Module):
         self.trees = torch.cat([member.trees for member in members])
         self._compile()
         self._reset(units)
-        self.leaf_logits.copy_(torch.cat([member.leaf_logits.log_softmax(-1) for member in members]))
+        self._adopt_leaves(members)
         mine, first, tops = self._rows(), 0, []
         for member, share in zip(members, shares.log(), strict=True):
             theirs = member._rows()
@@ -150,6 +159,9 @@ class RegionParameters(nn.Module):
             tops.append(member.sum_logits[-1][0, 0].log_softmax(-1) + share)
             first += len(member.trees)
         self.sum_logits[-1][0, 0] = torch.cat(tops)
+
+    def _adopt_leaves(self, members: list["RegionParameters"]) -> None:
+        self.leaf_logits.copy_(torch.cat([member.leaf_logits.log_softmax(-1) for member in members]))
 
     def _rows(self) -> dict[tuple[int, int], Tensor]:
         """The weights of each (component, variable)'s sum region, as views [S, S]."""
@@ -162,14 +174,16 @@ class RegionParameters(nn.Module):
 
     def _reset(self, units: int) -> None:
         """Parameters of the right shapes, all even."""
-        device, dtype = self.base.device, self.base.dtype
-        leaves = torch.zeros(len(self._plan.leaf_variable), units, self.values, device=device, dtype=dtype)
+        leaves = self.base.new_zeros(len(self._plan.leaf_variable), units, self.values)
         self.leaf_logits = nn.Parameter(leaves)
+        self._reset_sums(units)
+
+    def _reset_sums(self, units: int) -> None:
         shapes = [
             (len(group.regions), 1 if group.is_root else units, group.products.shape[1] * units)
             for group in self._plan.groups
         ]
-        self.sum_logits = nn.ParameterList(torch.zeros(shape, device=device, dtype=dtype) for shape in shapes)
+        self.sum_logits = nn.ParameterList(self.base.new_zeros(shape) for shape in shapes)
 
     def _near_marginals(self) -> None:
         """Leaves scattered about the variables' distributions, weights drawn evenly from the simplex."""

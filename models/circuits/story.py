@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.distributions.circuit.blocks import Blocks
 from ppl_dgm.distributions.circuit.entries import split_missing
+from ppl_dgm.distributions.circuit.family_regions import FamilyRegions
 from ppl_dgm.distributions.circuit.structure import check_structure, leaf_log_probs
 from ppl_dgm.distributions.circuit.tree import Tree
 from ppl_dgm.errors import TaskUnavailable
@@ -51,6 +52,8 @@ def circuit_story(weights: Any) -> Story:
     evaluator = weights.evaluator()
     if isinstance(evaluator, Tree):
         return _tree(evaluator)
+    if isinstance(evaluator, FamilyRegions):
+        raise TaskUnavailable("the story is told of circuits over categories, but the leaves are of other families.")
     if isinstance(weights, RegionParameters) and weights.graph is None:
         if len(weights.trees) > 1:
             raise TaskUnavailable(

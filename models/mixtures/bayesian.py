@@ -7,12 +7,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer.autoguide import AutoNormal, init_to_sample
+from pyro.infer.autoguide import AutoNormal, init_to_sample, init_to_value
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.program import Answer, Program
+from ppl_dgm.results import Posterior
+
+from .labels import relabel, reordered
 
 __all__ = ["BayesianMixture", "DirichletProcessMixture", "VariationalMixture", "stick_weights"]
 
@@ -21,6 +24,7 @@ _LIKELIHOODS = {
     "bernoulli": constraints.boolean,
     "poisson": constraints.nonnegative_integer,
 }
+_PARAMETERS = {"gaussian": ("means", "precisions"), "bernoulli": ("theta",), "poisson": ("rates",)}
 
 
 class BayesianMixture(Program):
@@ -127,8 +131,13 @@ class BayesianMixture(Program):
             return dist.Poisson(first).to_event(1)
         return dist.Normal(first, parameters[1][k].rsqrt()).to_event(1)
 
-    def variational(self, init_scale: float = 0.05) -> "VariationalMixture":
+    def variational(self, init_scale: float = 0.05, x: Tensor | None = None) -> "VariationalMixture":
         """A guide for `SVI(elbo="enum")`: Gaussian parameters in unconstrained coordinates, k exact given them.
+
+        Arguments:
+            init_scale: standard deviations at the start.
+            x: examples, at whose posterior mode (`MixtureEM`) the guide starts; None: at a draw from the prior, from
+                where the fit may end with two groups in one component.
 
         Example:
             >>> import torch, ppl_dgm as dgm
@@ -138,7 +147,7 @@ class BayesianMixture(Program):
             >>> sorted(fit.posterior(x, draws=10, seed=0).draws)
             ['k', 'means', 'precisions', 'weights']
         """
-        return VariationalMixture(self, init_scale)
+        return VariationalMixture(self, init_scale, x)
 
     def log_joint_of(self, x: Tensor, weights: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         """log weight_k + log p(x_n | component k) in nats, [N, K]."""
@@ -203,6 +212,57 @@ class BayesianMixture(Program):
         precisions = dist.Gamma(a + n / 2, b + spread.clamp_min(0) / 2).sample()
         return {"precisions": precisions, "means": dist.Normal(mean, (after * precisions).rsqrt()).sample()}
 
+    def mode_parameters(self, count: Tensor, total: Tensor, squares: Tensor) -> dict[str, Tensor]:
+        """The parameters of highest posterior density given the components' sums (as in `log_marginal`), each [..., D].
+
+        Where a prior that is unbounded at the edge would win, they stay just inside.
+        """
+        n, a, b = count.unsqueeze(-1), self.shape, self.rate
+        if self.likelihood == "bernoulli":
+            heads, tails = (a + total - 1).clamp_min(1e-12), (b + n - total - 1).clamp_min(1e-12)
+            return {"theta": heads / (heads + tails)}
+        if self.likelihood == "poisson":
+            return {"rates": (a + total - 1).clamp_min(1e-12) / (b + n)}
+        after = self.strength + n
+        mean = (self.strength * self.centre + total) / after
+        spread = squares + self.strength * self.centre**2 - after * mean.square()
+        # the density of the mean given the precision adds half a power of it
+        precisions = (a + n / 2 - 0.5).clamp_min(1e-12) / (b + spread.clamp_min(0) / 2)
+        return {"means": mean, "precisions": precisions}
+
+    def log_prior_of(self, weights: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """log p(weights, parameters) in nats, []."""
+        alpha, shape, rate = (
+            torch.full_like(weights, self.concentration),
+            *weights.new_tensor([self.shape, self.rate]),
+        )
+        found = dist.Dirichlet(alpha, validate_args=False).log_prob(weights)
+        if self.likelihood == "bernoulli":
+            beta = dist.Beta(shape, rate, validate_args=False)
+            return found + beta.log_prob(parameters["theta"]).sum()
+        prior = dist.Gamma(shape, rate, validate_args=False)
+        if self.likelihood == "poisson":
+            return found + prior.log_prob(parameters["rates"]).sum()
+        precisions, scale = parameters["precisions"], (self.strength * parameters["precisions"]).rsqrt()
+        found = found + prior.log_prob(precisions).sum()
+        return found + dist.Normal(self.centre + 0 * scale, scale).log_prob(parameters["means"]).sum()
+
+    # -- labels ----------------------------------------------------------------------------------------------------
+
+    def identified(self, posterior: Posterior) -> Posterior:
+        """The posterior with labels that mean the same in every draw, and in other posteriors of the same program.
+
+        Each draw's components are matched with those of one draw (see `relabel`); the labels are then in ascending order
+        of the first entry's parameter, averaged over draws. `compare` does this to every run, so that two runs that found
+        the same components in another order agree. It is reliable where components are separated.
+        """
+        first, *rest = [name for name in _PARAMETERS[self.likelihood] if name in posterior.draws]
+        weights = [name for name in ("weights",) if name in {**posterior.draws, **posterior.deterministic}]
+        labels = [name for name in ("k",) if name in posterior.draws]
+        found = relabel(posterior, [first, *rest, *weights], labels)
+        centres = found.draws[first].flatten(0, 1)[..., 0].double().mean(0)  # [K]
+        return reordered(found, [first, *rest, *weights], labels, centres.argsort())
+
 
 class VariationalMixture(nn.Module):
     """q(parameters) q(k | parameters): an AutoNormal, and the exact conditional of the labels given its draw.
@@ -211,24 +271,29 @@ class VariationalMixture(nn.Module):
 
     Arguments:
         program: the mixture.
-        init_scale: standard deviations at the start, in unconstrained coordinates; means start at a draw from the prior,
-            which tells the components apart.
+        init_scale: standard deviations at the start, in unconstrained coordinates.
+        x: examples, at whose posterior mode it starts; None: at a draw from the prior, which tells the components apart.
     """
 
     program: BayesianMixture
 
-    def __init__(self, program: BayesianMixture, init_scale: float) -> None:
+    def __init__(self, program: BayesianMixture, init_scale: float, x: Tensor | None = None) -> None:
         super().__init__()
         object.__setattr__(self, "program", program)  # no submodule: its parameters are not the guide's
         story = pyro.poutine.block(program.model, hide=["k"])
-        self.parameters_of = AutoNormal(story, init_loc_fn=init_to_sample, init_scale=init_scale)
+        begin: Any = init_to_sample
+        if x is not None:
+            from ppl_dgm.tasks import infer
+
+            found = infer(program, x, method="mixture-em", seed=0).draws
+            begin = init_to_value(values={name: value[0, 0] for name, value in found.items() if name != "k"})
+        self.parameters_of = AutoNormal(story, init_loc_fn=begin, init_scale=init_scale)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Draw all latent sites."""
         program = self.program
         drawn = self.parameters_of(x)
-        names = {"gaussian": ("means", "precisions"), "bernoulli": ("theta",), "poisson": ("rates",)}
-        parameters = tuple(drawn[name] for name in names[program.likelihood])
+        parameters = tuple(drawn[name] for name in _PARAMETERS[program.likelihood])
         weights = drawn["weights"] if "weights" in drawn else stick_weights(drawn["sticks"])
         logits = program.log_joint_of(x.to(weights.dtype), weights, parameters)
         with pyro.plate("data", len(x), dim=-1):

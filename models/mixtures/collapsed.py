@@ -14,8 +14,11 @@ from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Posterior
 
 from .bayesian import BayesianMixture, DirichletProcessMixture
+from .mixture import spread_rows
 
 __all__ = ["CollapsedMixtureGibbs"]
+
+_STARTS = 5  # assignments of which each chain begins with the likeliest
 
 
 @algorithm("collapsed-mixture-gibbs")
@@ -29,7 +32,8 @@ class CollapsedMixtureGibbs:
     that the draws are of the same sites as those of `NUTS` and `Gibbs`, and k besides.
 
     Arguments:
-        chains: chains that run at once, each from its own random assignment.
+        chains: chains that run at once, each from its own start: every example with the nearest of K random rows far
+            apart, the likeliest of five such assignments.
         warmup, draws: sweeps thrown away, and kept.
 
     Returns, in `Posterior.stats`: `lp`, log p(x, k) in nats, up to the constant of `BayesianMixture.log_marginal`.
@@ -95,8 +99,13 @@ class _State:
 
     def __init__(self, program: BayesianMixture, x: Tensor, chains: int) -> None:
         self.program, self.x, self.size = program, x, program.components
-        self.k = torch.randint(self.size, (chains, len(x)), device=x.device)
+        # from rows far apart, the likeliest of a few: a chain that begins with two groups in one may take long to part them
+        seeds = [x[spread_rows(x, self.size)] for _ in range(chains * _STARTS)]
+        self.k = torch.stack([torch.cdist(x, rows).argmin(-1) for rows in seeds])
+        self._count()
+        best = self.log_joint().reshape(chains, _STARTS).argmax(1)
         self.all = torch.arange(chains, device=x.device)
+        self.k = self.k[self.all * _STARTS + best]
         self._count()
 
     def _count(self) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.results import Posterior
 
-__all__ = ["relabel"]
+__all__ = ["relabel", "reordered"]
+
+_ROUNDS = 20
 
 
 def relabel(
@@ -21,7 +23,9 @@ def relabel(
     A mixture's posterior is the same under every order of its components, so a chain may pass from one to another, and
     two chains may have settled on different ones: means over draws and R-hat then say nothing. Each draw's components
     are permuted to the least total squared distance from the pivot's (the assignment problem), coordinates divided by
-    their standard deviation over all components and draws. That is reliable where components are separated.
+    their standard deviation over all components and draws. Then distances are from each component's mean over draws, its
+    coordinates divided by its own standard deviations, so that those which tell components apart count most, until no
+    draw changes. That is reliable where components are separated.
 
     Arguments:
         posterior: draws [chain, draw, K, ...] of each of `sites`.
@@ -35,7 +39,8 @@ def relabel(
     Raises:
         ProgramError: a site is unknown, or sites have different numbers of components.
 
-    Source: J. Marin, K. Mengersen and C. Robert (2005), Bayesian modelling and inference on mixtures of distributions.
+    Source: J. Marin, K. Mengersen and C. Robert (2005), Bayesian modelling and inference on mixtures of distributions;
+    M. Stephens (2000), Dealing with label switching in mixture models, for the rounds.
 
     Example:
         >>> import torch
@@ -58,8 +63,15 @@ def relabel(
     if pivot is None:
         lp = posterior.stats.get("lp")
         pivot = len(table) - 1 if lp is None else int(lp.flatten().argmax())
-    distance = torch.cdist(table[pivot].expand(len(table), -1, -1), table).square()  # [draw, K of pivot, K]
-    orders = torch.stack([torch.as_tensor(linear_sum_assignment(one)[1]) for one in distance.cpu().numpy()])
+    orders = _matched(torch.cdist(table[pivot].expand(len(table), -1, -1), table).square())
+    for _ in range(_ROUNDS):
+        before, ordered_table = orders, table.gather(1, orders.to(table.device).unsqueeze(-1).expand_as(table))
+        centre, spread = ordered_table.mean(0), ordered_table.var(0, correction=0)  # [K, coordinates]
+        spread = spread.clamp_min(1e-12)
+        distance = [((table - c) ** 2 / v).sum(-1) for c, v in zip(centre, spread, strict=True)]  # [draw, K] each
+        orders = _matched(torch.stack(distance, 1))
+        if torch.equal(orders, before):
+            break
     moved = (orders != torch.arange(orders.shape[1])).any(-1)
     orders = orders.to(table.device)
 
@@ -80,6 +92,32 @@ def relabel(
         exact=None,
         stats={**posterior.stats, "relabelled": moved.reshape(chains, draws)},
         how=f"{posterior.how}; {int(moved.sum())} of {len(moved)} draws relabelled",
+    )
+
+
+def _matched(distance: Tensor) -> Tensor:
+    """Which component of each draw is each of the pivot's, at the least total distance, [draw, K, K] -> [draw, K]."""
+    return torch.stack([torch.as_tensor(linear_sum_assignment(one)[1]) for one in distance.cpu().numpy()])
+
+
+def reordered(posterior: Posterior, sites: Sequence[str], assignments: Sequence[str], order: Tensor) -> Posterior:
+    """The same posterior with the components in one other order in every draw.
+
+    Arguments:
+        sites, assignments: as in `relabel`.
+        order: [K], which component comes first, second, ...
+    """
+
+    def ordered(name: str, value: Tensor) -> Tensor:
+        if name in sites:
+            return value.index_select(2, order.to(value.device))
+        return order.argsort().to(value.device)[value.long()].to(value.dtype) if name in assignments else value
+
+    return replace(
+        posterior,
+        draws={name: ordered(name, value) for name, value in posterior.draws.items()},
+        deterministic={name: ordered(name, value) for name, value in posterior.deterministic.items()},
+        exact=None,
     )
 
 
