@@ -21,7 +21,11 @@ from ppl_dgm.evaluate import ChowLiuTree, IndependentCategorical
 from ppl_dgm.text import table
 
 GREY: dict[str, Any] = {"observed": 64, "values": 17}
+CHAINED: dict[str, Any] = {**GREY, "likelihood": "chained-logistic", "likelihood_options": {"shape": (8, 8)}}
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "VAE, chained logistics": ("VAE", CHAINED),
+    "TopDownVAE, chained logistics": ("TopDownVAE", CHAINED),
+    "BottomUpVAE": ("BottomUpVAE", GREY),
     "TopDownVAE": ("TopDownVAE", GREY),
     "DiffusionChain": ("DiffusionChain", GREY),
     "RealNVP": ("RealNVP", GREY),

@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks, one file (or folder) each."""
 
 from .bessel import log_bessel
+from .chained_logistics import ChainedLogistics
 from .columns import Columns
 from .discrete_chain import DiscreteChain
 from .discretised_logistic import DiscretisedLogistic, MixtureOfDiscretisedLogistics
@@ -15,6 +16,7 @@ from .von_mises_fisher import VonMisesFisher
 from .word_counts import WordCounts
 
 __all__ = [
+    "ChainedLogistics",
     "Columns",
     "Concrete",
     "DiscreteChain",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_dgm.distributions import DiscretisedLogistic, MixtureOfDiscretisedLogistics
+from ppl_dgm.distributions import ChainedLogistics, DiscretisedLogistic, MixtureOfDiscretisedLogistics
 from ppl_dgm.errors import ProgramError
 
 LOC = torch.tensor([-3.0, 0.2, 2.5, 40.0]).double()
@@ -109,6 +109,39 @@ def test_expand_enumerate_and_events(kind: str) -> None:
     torch.testing.assert_close(wide.log_prob(wide.enumerate_support()).exp().sum(0), torch.ones(2, 4))
     assert wide.to_event(1).log_prob(torch.ones(2, 4)).shape == (2,)
     assert wide.has_enumerate_support
+
+
+def chained(seed: int = 0) -> ChainedLogistics:
+    torch.manual_seed(seed)
+    shape = (3, 2)
+    loc, scale = 1.5 + 2 * torch.randn(shape).double(), 0.2 + torch.rand(shape).double()
+    return ChainedLogistics(torch.randn(shape).double(), loc, scale, torch.randn(3, 3).double(), 4)
+
+
+def test_a_chain_of_levels_has_mass_one_and_its_draws_agree() -> None:
+    d = chained()
+    x = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    probs = d.log_prob(x).exp()
+    assert float(probs.sum()) == pytest.approx(1.0, abs=1e-9)
+    draws = d.sample((40_000,))
+    assert_frequencies(draws @ torch.tensor([16, 4, 1]), probs)
+    # one conditional after another
+    one = x[27]
+    total = torch.zeros(())
+    for k in range(3):
+        loc = d.loc[k] + (d.coupling.tril(-1)[k] * one).sum()
+        total = total + MixtureOfDiscretisedLogistics(d.logits[k], loc, d.scale[k], 4).log_prob(one[k])
+    torch.testing.assert_close(d.log_prob(one), total)
+
+
+def test_a_chain_expands_and_refuses() -> None:
+    d = chained().expand((5,))
+    assert d.sample((2,)).shape == (2, 5, 3)
+    assert d.log_prob(d.sample()).shape == (5,)
+    with pytest.raises(ProgramError, match=r"coupling has the shape \(2, 2\); give \[3, 3\]"):
+        ChainedLogistics(d.logits, d.loc, d.scale, torch.zeros(2, 2), 4)
+    with pytest.raises(ProgramError, match="values is 1"):
+        ChainedLogistics(d.logits, d.loc, d.scale, torch.zeros(3, 3), 1)
 
 
 def test_refusals() -> None:

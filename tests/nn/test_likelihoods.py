@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "discretised-logistic": ("discretised-logistic", {"values": 5}),
     "discretised-logistic, scales learned": ("discretised-logistic", {"values": 5, "options": {"scale": "learned"}}),
     "logistic-mixture": ("logistic-mixture", {"values": 5, "options": {"components": 4}}),
+    "chained-logistic": ("chained-logistic", {"values": 5, "options": {"components": 2}}),
     "mixed": ("mixed", {"options": {"columns": COLUMNS}}),
 }
 
@@ -67,7 +68,7 @@ def test_mass_is_one_and_draws_have_its_moments(kind: str) -> None:
     for power in (1, 2):
         expected, terms = mass @ points**power, draws**power
         assert ((terms.mean(0) - expected).abs() < 4.5 * terms.std(0) / 200 + 1e-6).all()
-    product = draws.prod(-1)  # the dimensions are independent, and the places are right
+    product = draws.prod(-1)  # the dimensions depend on one another as they should, and the places are right
     assert abs(product.mean() - mass @ points.prod(-1)) < 4.5 * product.std() / 200 + 1e-6
 
 
@@ -199,6 +200,17 @@ def test_a_mixture_starts_with_components_apart() -> None:
     assert p.base_dist.loc.flatten().tolist() == [4.0, 8.0, 12.0]
 
 
+def test_a_chain_couples_near_pixels_that_came_before() -> None:
+    part = make_likelihood("chained-logistic", 9, 4, options={"shape": (3, 3)})
+    before = [row.nonzero().flatten().tolist() for row in part.near]
+    assert before[4] == [0, 1, 2, 3]  # the middle pixel: three above, one on its left
+    assert before[5] == [1, 2, 4]
+    x = torch.randint(4, (6, 9))
+    features = torch.randn(6, part.features)
+    plain = make_likelihood("logistic-mixture", 9, 4, options={"components": 3})(features)
+    torch.testing.assert_close(part(features).log_prob(x), plain.log_prob(x))  # no coupling yet
+
+
 def test_what_an_encoder_sees_of_a_row_of_a_table() -> None:
     part = make_likelihood("mixed", 5, options={"columns": [*COLUMNS, "poisson"]})
     x = torch.tensor([[2.0, 10.0, 1.0, 5.0, 3.0], [0.0, 30.0, 0.0, 5.0, 0.0]])
@@ -260,6 +272,8 @@ def test_a_likelihood_of_ones_own() -> None:
         ("categorical", {"values": 1}, "needs values"),
         ("discretised-logistic", {}, "needs values"),
         ("logistic-mixture", {"values": 4, "options": {"components": 0}}, "components is 0"),
+        ("chained-logistic", {"values": 4, "options": {"reach": 0}}, "reach is 0"),
+        ("chained-logistic", {"values": 4, "options": {"shape": (3, 3)}}, "x has 2 entries"),
         ("gaussian", {"values": 4}, "has no number of values"),
         ("gaussian", {"floor": 0.0}, "floor"),
         ("gaussian", {"options": {"scale": "fixed"}}, "scale is 'fixed'"),

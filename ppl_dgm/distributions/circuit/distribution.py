@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from ...errors import DataError, ProgramError, TaskUnavailable
-from . import queries
+from . import events, information, queries
 from .blocks import Blocks
 from .completion import Completion, complete_well
 from .evaluator import Evaluator
@@ -300,6 +300,67 @@ class CircuitDistribution(TorchDistribution):
     ) -> Tensor:
         """What each variable tells of each other in nats, exact; see `queries.mutual_information`."""
         return queries.mutual_information(self, x, mask, target)
+
+    def information(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """-log p(x_d | the other observed entries) of each entry, in nats, exact: what the rest does not tell.
+
+        Arguments:
+            x: [..., D] categories.
+            mask: [..., D] True where observed; default: all, or what `marginal` was given.
+
+        Returns:
+            [..., D]; 0 where an entry is missing, infinite where it is impossible given the rest, NaN where the rest
+            is impossible. Not differentiable. See `information.information` for how.
+
+        Raises:
+            DataError: an observed entry is not a category.
+        """
+        mask = self.observed if mask is None else mask
+        shape = torch.broadcast_shapes(x.shape[:-1], self.batch_shape, *([] if mask is None else [mask.shape[:-1]]))
+        return information.information(self, *self._rows(x, mask, shape)).reshape(shape + self.event_shape)
+
+    def marginal_entropies(self, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """H(x_d | observed entries) of each variable in nats, exact, [..., D]; 0 for an observed one.
+
+        Arguments:
+            x, mask: [..., D]; default: nothing is observed, and the result is [D].
+
+        Raises:
+            DataError: the observed entries of a row have probability zero.
+        """
+        x = torch.zeros(self.event_shape, dtype=torch.long, device=self._device) if x is None else x
+        mask = torch.zeros_like(x, dtype=torch.bool) if mask is None else mask
+        shape = torch.broadcast_shapes(x.shape[:-1], mask.shape[:-1])
+        found = information.marginal_entropies(self, *self._given(x, mask, shape))
+        return found.reshape(shape + self.event_shape)
+
+    def probability(self, event: events.Event, given: events.Event | None = None) -> Tensor:
+        """P(event), or P(event | given), exact; a float64 scalar.
+
+        Arguments:
+            event: {variable: values}: each of these variables has one of its values; a list of such: at least one of
+                them holds. Values are a category, a collection of categories, or K flags.
+            given: likewise.
+
+        Raises:
+            ProgramError: an unknown variable or category.
+            DataError: `given` has probability zero.
+            TaskUnavailable: a union has too many intersections.
+
+        >>> table = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]])
+        >>> circuit = CircuitDistribution.from_tree([-1, 0], table.log())
+        >>> circuit.probability([{0: 1}, {1: {1}}]), circuit.probability({0: 1}, given={1: 1})
+        (tensor(0.5500, dtype=torch.float64), tensor(0.8889, dtype=torch.float64))
+        """
+        return events.log_probability(self, event, given).exp()
+
+    def log_probability(self, event: events.Event, given: events.Event | None = None) -> Tensor:
+        """log of `probability` in nats, where it may be small; differentiable in the circuit's parameters."""
+        return events.log_probability(self, event, given)
+
+    def conditioned(self, event: events.Event) -> "CircuitDistribution":
+        """The circuit of x given that an event {variable: values} holds; see `events.conditioned`."""
+        return events.conditioned(self, event)
 
     # -- how ---------------------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """What a compiled circuit can do: the interface between the distribution and its two evaluators."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOOR", "Evaluator", "draw", "in_chunks", "most_probable"]
+__all__ = ["FLOOR", "Evaluator", "draw", "in_chunks", "in_double", "most_probable"]
 
 FLOOR = -1e30
 """Stands for log 0 inside an evaluation: the gradient of logsumexp over nothing but -inf is NaN."""
@@ -42,6 +42,9 @@ class Evaluator(Protocol):
 
     def log_evidence(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Log probability of the observed entries, the others summed out, [n]."""
+
+    def log_event(self, allowed: Tensor) -> Tensor:
+        """log P(x_d in a set of values, for every d), with the sets as flags [n, D, K], [n]."""
 
     def marginals(self, x: Tensor, observed: Tensor) -> Tensor:
         """p(x_d = k | observed entries), [n, D, K]."""
@@ -79,6 +82,17 @@ def in_chunks(function: Callable[..., Tensor], per_row: int, *rows: Tensor) -> T
     if len(rows[0]) <= size:
         return function(*rows)
     return torch.cat([function(*chunk) for chunk in zip(*(r.split(size) for r in rows))])
+
+
+def in_double(circuit: Any) -> Any:
+    """The same circuit over categories, evaluated in float64."""
+    return circuit.with_tables(*(table.double() for table in circuit.tables))
+
+
+def log_or_floor(probs: Tensor) -> Tensor:
+    """Logarithms with `FLOOR` for log 0, and no gradient there."""
+    possible = probs > 0
+    return torch.where(possible, probs.where(possible, torch.ones_like(probs)).log(), FLOOR)
 
 
 def restore_zero(log_prob: Tensor) -> Tensor:

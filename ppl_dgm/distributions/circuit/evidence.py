@@ -1,4 +1,8 @@
-"""log value of a region circuit's root and its gradients: fast passes, and careful ones for rows that need them."""
+"""log value of a region circuit's root and its gradients: fast passes, and careful ones for rows that need them.
+
+Which rows need them is read off the values, which a recorded graph cannot do: while one is being made, all rows take
+the careful passes, whose calls are the same for all values.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...graphs.tape import recording
 from .evaluator import FLOOR, restore_zero
 from .log_passes import LogUpward, Lookup
 from .passes import DenseLeaves, LeafTables, Sweep, chunks
@@ -47,28 +52,33 @@ def table_evidence(
     gradient: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """log value of the root [n] and, where rows have a gradient [n], those of the leaves and weights."""
+    inputs = (leaves, *weights)
+    if recording():
+        log_value, gradients = _carefully(partial(_careful_tables, plan, x, missing), inputs, gradient)
+        return restore_zero(log_value), gradients
     layout = plan.folded
     linear = [_positive(weight.exp()) for weight in weights]
     folds = len(layout.folds)
     tables = LeafTables(layout, x, leaves, linear[:folds], missing)
     log_value, unsound, inner = _passes(tables, linear[folds:], leaves.shape[1], len(x), gradient)
-    gradients: Gradients = ()
+    gradients = ()
     if gradient is not None:
         uses, folded = tables.counts(len(leaves))
         gradients = (uses, *(count * weight for count, weight in zip([*folded, *inner], linear, strict=True)))
     if bool(unsound.any()):
-        inputs, weight = (leaves, *weights), None if gradient is None else gradient[unsound]
-
-        def careful(leaves: Tensor, *weights: Tensor) -> Tensor:
-            table = leaves.clamp(min=FLOOR)
-            if missing:
-                table = torch.cat([table, table.logsumexp(-1, keepdim=True)], -1)
-            values = Lookup.apply(table, x[unsound].T[plan.leaf_variable])
-            return LogUpward.apply(plan, values, *(weight.exp() for weight in weights))
-
-        log_value[unsound], others = _carefully(careful, inputs, weight)
+        weight = None if gradient is None else gradient[unsound]
+        log_value[unsound], others = _carefully(partial(_careful_tables, plan, x[unsound], missing), inputs, weight)
         gradients = tuple(a + b for a, b in zip(gradients, others, strict=True))
     return restore_zero(log_value), gradients
+
+
+def _careful_tables(plan: RegionPlan, x: Tensor, missing: bool, leaves: Tensor, *weights: Tensor) -> Tensor:
+    """The root's log value in logarithms; what is -inf is `FLOOR` or less."""
+    table = leaves.clamp(min=FLOOR)
+    if missing:
+        table = torch.cat([table, table.logsumexp(-1, keepdim=True)], -1)
+    values = Lookup.apply(table, x.T[plan.leaf_variable])
+    return LogUpward.apply(plan, values, *(weight.exp() for weight in weights))
 
 
 def _passes(
@@ -129,6 +139,8 @@ class DenseEvidence(torch.autograd.Function):
 def _dense_evidence(
     plan: RegionPlan, leaves: Tensor, weights: Sequence[Tensor], gradient: Tensor | None = None
 ) -> tuple[Tensor, Gradients]:
+    if recording():
+        return _carefully(partial(LogUpward.apply, plan), (leaves, *weights), gradient)
     dense = DenseLeaves(plan.unfolded, leaves)
     linear = [_positive(weight.clone()) for weight in weights]
     log_value, unsound, inner = _passes(dense, linear, leaves.shape[2], leaves.shape[1], gradient)

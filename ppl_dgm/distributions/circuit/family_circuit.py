@@ -74,6 +74,26 @@ class FamilyCircuit(CircuitDistribution):
             "some draws of conditional_sample(x, mask, n), or the means of marginals(x, mask)."
         )
 
+    def marginal_entropies(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise TaskUnavailable(
+            "the entropies of single variables need tables of values, but the leaves are of other families; estimate "
+            "them by -log_prob of marginals(x, mask) on draws of it."
+        )
+
+    def log_probability(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise TaskUnavailable(
+            "the probability of an event needs tables of values, but the leaves are of other families; estimate it by "
+            "the share of the draws of sample((n,)) for which it holds."
+        )
+
+    probability = log_probability
+
+    def conditioned(self, *args: Any, **kwargs: Any) -> CircuitDistribution:
+        raise TaskUnavailable(
+            "conditioning on an event needs tables of values, but the leaves are of other families; keep the draws of "
+            "sample((n,)) for which it holds."
+        )
+
     def mutual_information(self, *args: Any, **kwargs: Any) -> Tensor:
         raise TaskUnavailable(
             "mutual information needs tables of values, but the leaves are of other families; estimate it by "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .evaluator import FLOOR, Pick, draw, in_chunks, most_probable, restore_zero
+from .evaluator import FLOOR, Pick, draw, in_chunks, log_or_floor, most_probable, restore_zero
 from .structure import CircuitStructure, leaf_log_probs
 
 __all__ = ["LayerPlan", "Layered", "compile_layers"]
@@ -155,6 +155,14 @@ class Layered:
             return restore_zero(self._upward(self._leaf_values(x, observed))[:, self.plan.root])
 
         return in_chunks(chunk, self._size, x, observed)
+
+    def log_event(self, allowed: Tensor) -> Tensor:
+        def chunk(allowed: Tensor) -> Tensor:
+            sets = allowed[:, self.plan.leaf_variable].to(self.leaves)  # [n, I, K]
+            leaves = torch.einsum("ik,nik->ni", self.leaves.exp(), sets)
+            return restore_zero(self._upward(log_or_floor(leaves))[:, self.plan.root])
+
+        return in_chunks(chunk, max(self._size, self.leaves.numel()), allowed)
 
     def marginals(self, x: Tensor, observed: Tensor) -> Tensor:
         frozen = self.with_tables(*(table.detach() for table in self.tables))

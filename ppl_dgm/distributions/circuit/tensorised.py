@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .evaluator import FLOOR, draw, in_chunks, restore_zero
+from .evaluator import FLOOR, draw, in_chunks, log_or_floor, restore_zero
 from .evidence import DenseEvidence, TableEvidence, table_evidence
 from .log_passes import Lookup, exponentiated
 from .regions import RegionPlan
@@ -74,21 +74,29 @@ class Tensorised:
         """The rows with K for missing entries, and whether there may be any."""
         return (x, False) if observed is None else (torch.where(observed, x, self.values), True)
 
+    def log_event(self, allowed: Tensor) -> Tensor:
+        def chunk(allowed: Tensor) -> Tensor:
+            sets = allowed.permute(1, 2, 0)[self.plan.leaf_variable].to(self.leaves)  # [L, K, n]
+            leaves = torch.bmm(self.leaves.exp(), sets).transpose(1, 2)  # [L, n, S]
+            return root_values(self.plan, log_or_floor(leaves), self.weights)
+
+        return in_chunks(chunk, self.size + len(self.leaves) * self.values, allowed)
+
     def marginals(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(self._marginals, self._size, x, observed)
+        return in_chunks(self._marginals, self.size, x, observed)
 
     def complete(self, x: Tensor, observed: Tensor) -> Tensor:
-        return in_chunks(self._complete, self._size, x, observed)
+        return in_chunks(self._complete, self.size, x, observed)
 
     def maximise(self, x: Tensor, observed: Tensor) -> Tensor:
         raise NotImplementedError("a region circuit is not deterministic")
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
         """Numbers per row in all that the two passes keep; chunks that fit the cache are twice as fast."""
         return 4 * max(self.plan.products, len(self.leaves)) * self.units
 
-    def _leaf_values(self, x: Tensor, observed: Tensor | None) -> Tensor:
+    def leaf_values(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Log value of each leaf's units; missing entries are summed out, [L, n, S]."""
         table = self.leaves.clamp(min=FLOOR)
         value = Lookup.apply(table, x.T[self.plan.leaf_variable])
@@ -100,7 +108,7 @@ class Tensorised:
     def _marginals(self, x: Tensor, observed: Tensor) -> Tensor:
         linear = tuple(weight.detach().exp() for weight in self.weights)
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = self._leaf_values(x, observed).detach().clone().requires_grad_()
+            leaves = self.leaf_values(x, observed).detach().clone().requires_grad_()
             value = DenseEvidence.apply(self.plan, leaves, *linear)
             flow = torch.autograd.grad(value.sum(), leaves)[0]  # how probable it is that a unit is in use
         chance = torch.bmm(flow, self.leaves.detach().softmax(-1)).transpose(0, 1)  # [n, L, K]
@@ -111,7 +119,7 @@ class Tensorised:
 
     def _complete(self, x: Tensor, observed: Tensor) -> Tensor:
         """Pick the units in use, then values; [n, D]."""
-        unit = units_in_use(self.plan, self._leaf_values(x, observed), self.weights)
+        unit = units_in_use(self.plan, self.leaf_values(x, observed), self.weights)
         drawn = draw(self.leaves.clamp(min=FLOOR)[torch.arange(len(unit), device=x.device)[:, None], unit.clamp(min=0)])
         drawn = torch.where(unit >= 0, drawn, -1)
         return torch.where(observed, x, _largest(drawn, self.plan.leaf_variable, self.variables).T)

@@ -147,6 +147,11 @@ class Tree:
             observed,
         )
 
+    def log_event(self, allowed: Tensor) -> Tensor:
+        return in_chunks(
+            lambda rows: restore_zero(self._log_root(self._upward(self._weights(rows)))), self._size, allowed
+        )
+
     def marginals(self, x: Tensor, observed: Tensor) -> Tensor:
         frozen = self.with_tables(self.log_conditionals.detach())
         return in_chunks(frozen._marginals, self._size, x, observed)
@@ -174,9 +179,12 @@ class Tree:
 
     def _evidence(self, x: Tensor, observed: Tensor) -> list[Tensor]:
         """Log weight of each value: 0 where possible, log 0 elsewhere; each level [n, nodes, K] float64."""
-        other = (x[..., None] != torch.arange(self.values, device=x.device)) & observed[..., None]  # [n, D, K]
-        zero = torch.zeros((), dtype=torch.float64, device=x.device)
-        return [torch.where(other[:, level.nodes], FLOOR, zero) for level in self.plan.levels]
+        return self._weights((x[..., None] == torch.arange(self.values, device=x.device)) | ~observed[..., None])
+
+    def _weights(self, allowed: Tensor) -> list[Tensor]:
+        """The same where the flags say what is possible, [n, D, K]."""
+        zero = torch.zeros((), dtype=torch.float64, device=allowed.device)
+        return [torch.where(allowed[:, level.nodes], zero, FLOOR) for level in self.plan.levels]
 
     def _upward(self, evidence: list[Tensor], message: Message | None = None) -> list[Tensor]:
         """Log weight of each value given all evidence at and below it; each level [n, nodes, K] float64."""

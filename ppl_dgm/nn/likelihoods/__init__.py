@@ -9,6 +9,7 @@ from torch import nn
 from ...errors import ProgramError
 from .bernoulli import BernoulliLikelihood
 from .categorical import CategoricalLikelihood
+from .chained_logistic import ChainedLogisticLikelihood
 from .discretised_logistic import DiscretisedLogisticLikelihood, LogisticMixtureLikelihood
 from .gaussian import GaussianLikelihood
 from .likelihood import Likelihood
@@ -24,6 +25,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
         GaussianLikelihood,
         DiscretisedLogisticLikelihood,
         LogisticMixtureLikelihood,
+        ChainedLogisticLikelihood,
         MixedLikelihood,
     )
 }
@@ -40,7 +42,7 @@ def make_likelihood(
 
     Arguments:
         likelihood: a name of `LIKELIHOODS` ("categorical", "bernoulli", "gaussian", "discretised-logistic",
-            "logistic-mixture", "mixed"), or a module with what `Likelihood` has: `features`, `values`, `support`, `scaled`,
+            "logistic-mixture", "chained-logistic", "mixed"), or a module with what `Likelihood` has: `features`, `values`, `support`, `scaled`,
             `observation`, and a forward from features [batch, features] to the distribution of x.
         observed: D.
         values: V, for the kinds that count levels or categories.
