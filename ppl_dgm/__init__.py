@@ -42,6 +42,7 @@ _NAMES = {
     "SemiAmortised": "inference.semi_amortised", "Refined": "inference.refined",
     "PenalisedSVI": "inference.penalised", "GreedyLayerwise": "inference.greedy",
     "impute": "inference.imputation", "Imputation": "inference.imputation",
+    "TwoStage": "inference.two_stage", "Adversarial": "inference.adversarial",
 }  # fmt: skip
 _MODULES = ("data", "distributions", "evaluate", "inference", "models", "nn", "plots")
 

@@ -94,9 +94,9 @@ def constructor_arguments(program: Any, given: dict[str, Any], **from_data: Any)
 def small(program: Any, given: dict[str, Any]) -> Any:
     """A program of some size, where there are no data to tell it; what it answers does not depend on it."""
     known = inspect.signature(program).parameters
-    sizes = {n: 2 for n, p in known.items() if p.default is p.empty} | {
-        n: v for n, v in (("observed", 8), ("values", 4)) if n in known
-    }
+    needed = {n: 2 for n, p in known.items() if p.default is p.empty}
+    told = {"observed": 8, "values": 4, "length": 4, "parents": {"a": [], "b": ["a"]}}
+    sizes = needed | {n: v for n, v in told.items() if n in known}
     return program(**constructor_arguments(program, sizes | given))
 
 

@@ -20,6 +20,8 @@ _BUILT_IN = {
     "cubo": "ppl_dgm.inference.cubo:CUBO",
     "free-bits": "ppl_dgm.inference.free_bits:FreeBits",
     "wake-sleep": "ppl_dgm.inference.wake_sleep:WakeSleep",
+    "two-stage": "ppl_dgm.inference.two_stage:TwoStage",
+    "adversarial": "ppl_dgm.inference.adversarial:Adversarial",
     "aggressive": "ppl_dgm.inference.aggressive:Aggressive",
     "semi-amortised": "ppl_dgm.inference.semi_amortised:SemiAmortised",
     "refined": "ppl_dgm.inference.refined:Refined",

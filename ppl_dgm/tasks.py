@@ -179,7 +179,8 @@ def learn(
         program: a `Program` or any callable Pyro model; its parameters are changed in place.
         data: the observations [n, ...], or a `Dataset`, whose training and validation splits are used.
         *args, **kwargs: further arguments of the model.
-        valid: observations for early stopping and for every other choice; never trained on.
+        valid: observations for early stopping and for every other choice; never trained on. A tuple holds also the further arguments
+            that have a row for each example, (x, y).
         method: an algorithm (`dgm.SVI(epochs=200, patience=20)`) or its name; the program's usual learner by default.
         guide: a guide to use instead of the program's.
         seed, device: random seed; where to run.
@@ -202,8 +203,9 @@ def learn(
         data, valid = data.train, (data.valid if len(data.valid) else None) if valid is None else valid
     (data, *args_checked) = _observations(program, (data, *args))
     if valid is not None:
-        (valid,) = _observations(program, (valid,), "valid")
-        kwargs["valid"] = valid
+        several = isinstance(valid, tuple)
+        checked = _observations(program, valid if several else (valid,), "valid")
+        kwargs["valid"] = checked if several else checked[0]
     method = method or program.default_method("learn") or "svi"
     with seeded(seed), program.running(), _explained(program, (data, *args_checked), kwargs):
         result = resolve(method).run(program, data, *args_checked, **kwargs)
@@ -354,7 +356,9 @@ def _observations(program: Program, args: tuple, name: str | None = None) -> tup
         if holes is not None and bool(holes.any()):
             first = torch.where(holes, torch.full_like(first, mark), first)
         args = (first, *args[1:])
-    return tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)
+    args = tuple(arg.to(program.device) if isinstance(arg, Tensor) else arg for arg in args)
+    look = getattr(program, "check_arguments", None)
+    return args if look is None else look(*args)
 
 
 def _allows_minus_one(program: Program) -> bool:

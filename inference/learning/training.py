@@ -159,9 +159,7 @@ class GradientLearner:
         with program.running():  # also where `prepare` has put a guide around it
             return self._learn(program, arguments, total, batch_size, valid, begun)
 
-    def _learn(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, begun: float
-    ) -> Fit:
+    def _learn(self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, begun: float) -> Fit:
         parameters = [p for p in program.parameters() if p.requires_grad]
         if not parameters:
             raise ProgramError(

@@ -136,7 +136,11 @@ class BottomUpVAE(Program):
         if level == 1:
             return VAE(**config, latent=latents[0], encoder=self.encoder_1, decoder=self.decoder).train(self.training)
         part = type(self)(**config, latents=latents)
-        for name in ["decoder", *(f"encoder_{i}" for i in range(1, level + 1)), *(f"prior_{i}" for i in range(1, level))]:
+        for name in [
+            "decoder",
+            *(f"encoder_{i}" for i in range(1, level + 1)),
+            *(f"prior_{i}" for i in range(1, level)),
+        ]:
             setattr(part, name, getattr(self, name))
         return part.train(self.training)
 
