@@ -13,10 +13,9 @@ from torch.distributions import Distribution, constraints
 from ppl_dgm.distributions.circuit import CircuitDistribution
 from ppl_dgm.distributions.circuit.completion import Completion
 from ppl_dgm.distributions.circuit.entries import as_rows, split_missing
-from ppl_dgm.distributions.circuit.families import LeafFamily, leaf_family
+from ppl_dgm.distributions.circuit.events import Event
 from ppl_dgm.distributions.circuit.family_circuit import FamilyCircuit, as_entries
 from ppl_dgm.distributions.circuit.family_regions import FamilyRegions
-from ppl_dgm.distributions.circuit.regions import RegionGraph
 from ppl_dgm.distributions.circuit.tensorised import Tensorised
 from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.evaluate.baselines import normalise
@@ -24,11 +23,11 @@ from ppl_dgm.program import Answer, Program
 from ppl_dgm.results import Score
 
 from .family_regions import FamilyRegionParameters
-from .found import FOUND_STRUCTURES, FoundParameters
-from .graph import GraphParameters, graph_from_json, graph_to_json
-from .region_structures import REGION_STRUCTURES, regions_named
+from .found import FoundParameters
+from .graph import GraphParameters, graph_to_json
 from .regions import RegionParameters
-from .tree import STRUCTURES, TreeParameters
+from .tree import TreeParameters
+from .weights import common_support, weights_of
 
 __all__ = ["Circuit"]
 
@@ -96,35 +95,14 @@ class Circuit(Program):
                 raise ProgramError(f"{name} is {number}, but a circuit needs at least 1.")
         if pseudo_count is not None and pseudo_count < 0:
             raise ProgramError(f"pseudo_count is {pseudo_count}, but a number from 0 was expected.")
-        self.observed, self.values = observed, values
-        self.support, self.allows_missing = constraints.integer_interval(0, values - 1), True
-        self.weights: TreeParameters | GraphParameters | RegionParameters
-        _check_options(structure, components, shape, options)
-        if not (isinstance(leaf, str) and leaf == "categorical"):
-            if smoothing:
-                raise ProgramError(f"smoothing is of tables, but leaf is {leaf!r}; leave smoothing out.")
-            regions = None if structure == "hclt" else _regions_for(structure, observed, shape, options, leaf)
-            self.weights = FamilyRegionParameters(
-                _families(leaf, observed, values), regions, units, components, pseudo_count
-            )
+        self.observed, self.values, self.allows_missing = observed, values, True
+        self.weights = weights_of(
+            structure, observed, values, pseudo_count, units, components, shape, options, smoothing, leaf
+        )
+        self.support = constraints.integer_interval(0, values - 1)
+        if isinstance(self.weights, FamilyRegionParameters):
             self.values = self.weights.tabled
-            self.support = _common_support(self.weights.families)
-            return
-        added = values / 10 if pseudo_count is None else pseudo_count
-        if structure == "hclt":
-            self.weights = RegionParameters(observed, values, None, units, components, added, smoothing)
-        elif isinstance(structure, str) and structure in REGION_STRUCTURES:
-            regions = regions_named(structure, observed, shape, options)
-            self.weights = RegionParameters(observed, values, regions, units, 1, added, smoothing)
-        elif isinstance(structure, str) and structure in FOUND_STRUCTURES:
-            self.weights = FoundParameters(observed, values, structure, pseudo_count, options)
-        elif isinstance(structure, str):
-            self.weights = TreeParameters(observed, values, structure, pseudo_count)
-        else:
-            self.weights = GraphParameters(graph_from_json(structure), values, pseudo_count)
-            if self.weights.structure.variables != observed:
-                found = self.weights.structure.variables
-                raise ProgramError(f"the graph has {found} variables, but observed is {observed}; make them agree.")
+            self.support = common_support(self.weights.families)
 
     @classmethod
     def from_graph(cls, graph: nx.DiGraph, values: int | None = None, pseudo_count: float | None = None) -> "Circuit":
@@ -290,6 +268,46 @@ class Circuit(Program):
         """
         return self.distribution().approximate_map(*self._rows(x), draws=draws, sweeps=sweeps, branches=branches)
 
+    def information(self, x: Tensor) -> Tensor:
+        """-log p(x_d | the other entries of its row) in nats, [batch, D]: how unexpected each entry is, exactly.
+
+        Arguments:
+            x: [batch, D], -1 or NaN where missing: 0 there.
+
+        Returns:
+            Infinite where an entry is impossible given the rest, NaN where the rest is impossible; of a density where x
+            is continuous.
+
+        Raises:
+            DataError: an entry is not a category.
+        """
+        rows, seen = self._rows(x)
+        return self.distribution().information(rows, None if bool(seen.all()) else seen)
+
+    def marginal_entropies(self, x: Tensor | None = None) -> Tensor:
+        """H(x_d | the observed entries) of each variable in nats, [batch, D]; without x [D], nothing observed.
+
+        Raises:
+            TaskUnavailable: the entries are not categories.
+            DataError: an entry is not a category, or the observed entries have probability zero.
+        """
+        return self.distribution().marginal_entropies(*(() if x is None else self._rows(x)))
+
+    @torch.no_grad()
+    def probability(self, event: Event, given: Event | None = None) -> Tensor:
+        """P(event), or P(event | given), exact; a float64 scalar. See `CircuitDistribution.probability`.
+
+        Arguments:
+            event, given: {variable: values}, or a list of such of which at least one holds:
+                `circuit.probability([{0: {1, 2}, 3: 0}, {5: 1}], given={2: 4})`.
+
+        Raises:
+            ProgramError: an unknown variable or category.
+            DataError: `given` has probability zero.
+            TaskUnavailable: the entries are not categories, or a union has too many intersections.
+        """
+        return self.distribution().probability(event, given)
+
     def story(self) -> Callable[..., Tensor]:
         """The circuit as a Pyro program with its hidden choices as sites; see `models.circuits.story`.
 
@@ -412,46 +430,3 @@ class Circuit(Program):
             return as_entries(x.to(device=self.device, dtype=self.dtype), self.observed, supports)
         assert self.values is not None
         return as_rows(x.to(self.device), self.observed, self.values)
-
-
-def _check_options(structure: Any, components: int, shape: Any, options: Any) -> None:
-    """Options that the structure has no use for are refused, not ignored."""
-    known = (*STRUCTURES, "hclt", *REGION_STRUCTURES, *FOUND_STRUCTURES)
-    if isinstance(structure, str) and structure not in known:
-        raise ProgramError(f"structure is {structure!r}, but one of {', '.join(known)} or a graph was expected.")
-    if components > 1 and structure != "hclt":
-        raise ProgramError(f"components is {components}, but structure {structure!r} has one; 'hclt' takes several.")
-    regions = isinstance(structure, str) and structure in REGION_STRUCTURES
-    if shape is not None and not regions:
-        raise ProgramError(f"shape is {shape!r}, but structure {structure!r} cuts no images; leave it out.")
-    if options and not (regions or (isinstance(structure, str) and structure in FOUND_STRUCTURES)):
-        raise ProgramError(f"options is {options!r}, but structure {structure!r} takes none; leave them out.")
-
-
-def _families(leaf: Any, observed: int, values: int) -> list[LeafFamily]:
-    """One for each variable."""
-    if isinstance(leaf, (list, tuple)):
-        if len(leaf) != observed:
-            raise ProgramError(
-                f"leaf lists {len(leaf)} families, but there are {observed} variables; give one for each."
-            )
-        return [leaf_family(one, values) for one in leaf]
-    return [leaf_family(leaf, values)] * observed
-
-
-def _regions_for(structure: Any, observed: int, shape: Any, options: Any, leaf: Any) -> RegionGraph:
-    """The region graph of a circuit with leaves of other families than tables."""
-    if not isinstance(structure, str) or structure not in REGION_STRUCTURES:
-        named = structure if isinstance(structure, str) else "a graph"
-        raise ProgramError(
-            f"structure {named!r} is over categories alone, but leaf is {leaf!r}; take structure='hclt' or one of "
-            f"{', '.join(REGION_STRUCTURES)}."
-        )
-    return regions_named(structure, observed, shape, options)
-
-
-def _common_support(families: Sequence[LeafFamily]) -> constraints.Constraint | None:
-    """What every entry is checked against before a verb runs; None where each variable is checked against its own."""
-    support = families[0].support
-    same = all(family is families[0] or family == families[0] for family in families)
-    return support if same and bool(support.check(torch.zeros(()))) else None

@@ -158,24 +158,7 @@ class BottomUpVAE(Program):
             network[-1].bias.zero_()
 
     def default_method(self, task: str) -> Any:
-        if task == "score":
-            from ppl_dgm.inference.importance import ImportanceWeighted
-
-            return ImportanceWeighted(draws=DRAWS)
-        if task == "learn":
-            from ppl_dgm.inference.svi import SVI
-
-            return SVI(
-                elbo="trace",
-                epochs=120,
-                batch_size=32,
-                lr=2e-3,
-                schedule="cosine",
-                average=0.99,
-                patience=25,
-                kl_weight=lambda epoch: min(1.0, epoch / 70),
-            )
-        return None
+        return variational_method(task, elbo="trace")
 
     def answers(self) -> dict[str, Answer]:
         return {

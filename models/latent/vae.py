@@ -171,7 +171,7 @@ class VAE(Program):
         }
 
 
-def variational_method(task: str) -> Any:
+def variational_method(task: str, elbo: str = "mean_field") -> Any:
     """The usual learner and score of programs with an amortised guide: the ELBO with a slow KL warm-up, importance weighting."""
     if task == "score":
         from ppl_dgm.inference.importance import ImportanceWeighted
@@ -182,7 +182,7 @@ def variational_method(task: str) -> Any:
 
         # chosen on the validation split of the digits: averaged weights and a slow KL warm-up count
         return SVI(
-            elbo="mean_field",
+            elbo=elbo,
             epochs=120,
             batch_size=32,
             lr=2e-3,

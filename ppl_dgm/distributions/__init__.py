@@ -6,8 +6,10 @@ from .columns import Columns
 from .discrete_chain import DiscreteChain
 from .discretised_logistic import DiscretisedLogistic, MixtureOfDiscretisedLogistics
 from .discretised_normal import DiscretisedNormal
+from .empirical import Empirical
 from .finite_mixture import FiniteMixture
 from .gaussian_chain import GaussianChain
+from .joint_gaussian import conditional_gaussian, marginal_gaussian
 from .pushforward import Pushforward
 from .reflected_normal import ReflectedNormal
 from .relaxed import Concrete, StraightThroughGumbel
@@ -22,6 +24,7 @@ __all__ = [
     "DiscreteChain",
     "DiscretisedLogistic",
     "DiscretisedNormal",
+    "Empirical",
     "FiniteMixture",
     "GaussianChain",
     "MixtureOfDiscretisedLogistics",
@@ -31,5 +34,7 @@ __all__ = [
     "UniformOnSphere",
     "VonMisesFisher",
     "WordCounts",
+    "conditional_gaussian",
     "log_bessel",
+    "marginal_gaussian",
 ]

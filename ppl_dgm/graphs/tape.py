@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 __all__ = [
     "Node",
@@ -19,6 +19,7 @@ __all__ = [
     "grads_aside",
     "map_structure",
     "record_tape",
+    "recording",
     "values_in",
 ]
 
@@ -313,6 +314,11 @@ def grads_aside(live: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for leaf, grad in zip(leaves, saved, strict=True):
             leaf.grad = grad
+
+
+def recording() -> bool:
+    """Whether a function is being recorded just now: code that has a way that reads no values should take it."""
+    return any(isinstance(mode, _Recorder) for mode in _get_current_dispatch_mode_stack())
 
 
 def record_tape(

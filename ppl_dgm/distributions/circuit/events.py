@@ -123,12 +123,11 @@ def _members(p: "CircuitDistribution", event: Event) -> Tensor:
 def _distinct(members: Tensor) -> Tensor:
     """Without the empty ones, and those that another contains."""
     members = members[members.any(-1).all(-1)]
-    members = members.flatten(1).unique(dim=0).unflatten(1, members.shape[1:]) if len(members) else members
-    kept: list[Tensor] = []
-    for member in sorted(members, key=lambda one: -int(one.sum())):
-        if not any(bool((member <= other).all()) for other in kept):
-            kept.append(member)
-    return torch.stack(kept) if kept else members
+    if len(members) < 2:
+        return members
+    flat = members.flatten(1).unique(dim=0)
+    outside = flat.double() @ (~flat).double().T  # [m, m]: how much of one is not in the other
+    return flat[(outside == 0).sum(1) == 1].unflatten(1, members.shape[1:])  # each is in itself
 
 
 def _log_union(p: "CircuitDistribution", members: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """How many nats each variable holds: its own entropy, and what its value tells to those who know the rest."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,12 +48,16 @@ def information(p: "CircuitDistribution", rows: Tensor, observed: Tensor | None)
     with torch.no_grad():
         if isinstance(circuit, Tree) and observed is None:
             found = in_chunks(lambda x: _of_tree(in_double(circuit), x), circuit.variables * circuit.values, rows)
+            observed = torch.ones_like(rows, dtype=torch.bool)
         else:
             observed = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
             if isinstance(circuit, (Tensorised, FamilyRegions)):
-                found = _of_regions(circuit, rows, observed)
+                found = in_chunks(partial(_of_regions, circuit), circuit.size, rows, observed)
             else:
-                found = _one_by_one(in_double(circuit), rows, observed)
+                found = torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
+        unsafe = ~found.isfinite().all(1)
+        if bool(unsafe.any()):
+            found[unsafe] = _one_by_one(_careful(circuit), rows[unsafe], observed[unsafe])
     return found.to(dtype)
 
 
@@ -72,35 +77,30 @@ def _of_tree(tree: Tree, x: Tensor) -> Tensor:
     return score.logsumexp(-1) - score.gather(-1, x[..., None])[..., 0]
 
 
-def _of_regions(circuit: Tensorised | FamilyRegions, rows: Tensor, observed: Tensor) -> Tensor:
-    """By the downward pass; rows for which that is not safe one variable after another."""
+def _of_regions(circuit: Tensorised | FamilyRegions, x: Tensor, observed: Tensor) -> Tensor:
+    """By the downward pass; NaN in rows for which that is not safe."""
     weights, variable = tuple(weight.detach().double() for weight in circuit.weights), circuit.plan.leaf_variable
+    leaves = circuit.leaf_values(x, observed).detach().double()  # [L, n, S]
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = leaves.clone().requires_grad_()
+        value = root_values(circuit.plan, leaves, weights)
+        use = torch.autograd.grad(value.sum(), leaves)[0]
+    leaves, value = leaves.detach(), value.detach()
+    empty = leaves.new_zeros(circuit.variables, len(x))
+    index = variable[:, None].expand(-1, len(x))
+    top = empty.scatter_reduce(0, index, leaves.amax(-1), "amax", include_self=False)  # [D, n]
+    low = empty.scatter_reduce(0, index, leaves.amin(-1), "amin", include_self=False)
+    share = (use * (top[variable, :, None] - leaves).exp()).sum(-1)
+    found = torch.where(observed.T, empty.index_add(0, variable, share).log() - top, 0.0)
+    safe = ((top - low) <= _WIDEST).all(0) & (value > FLOOR / 2)
+    return torch.where(safe, found, torch.nan).T
 
-    def chunk(x: Tensor, observed: Tensor) -> Tensor:
-        leaves = circuit.leaf_values(x, observed).detach().double()  # [L, n, S]
-        with torch.inference_mode(False), torch.enable_grad():
-            leaves = leaves.clone().requires_grad_()
-            value = root_values(circuit.plan, leaves, weights)
-            use = torch.autograd.grad(value.sum(), leaves)[0]
-        leaves = leaves.detach()
-        empty = leaves.new_zeros(circuit.variables, len(x))
-        index = variable[:, None].expand(-1, len(x))
-        top = empty.scatter_reduce(0, index, leaves.amax(-1), "amax", include_self=False)  # [D, n]
-        low = empty.scatter_reduce(0, index, leaves.amin(-1), "amin", include_self=False)
-        share = (use * (top[variable, :, None] - leaves).exp()).sum(-1)
-        found = empty.index_add(0, variable, share).log() - top
-        safe = ((top - low) <= _WIDEST).all(0) & (value > FLOOR / 2)
-        return torch.where(safe, found, torch.nan).T
 
-    found = torch.where(observed, in_chunks(chunk, circuit.size, rows, observed), 0.0)
-    unsafe = found.isnan().any(1)
-    if bool(unsafe.any()):
-        if isinstance(circuit, FamilyRegions):
-            careful: Evaluator = replace(circuit, weights=weights)  # type: ignore[assignment]
-        else:
-            careful = in_double(circuit)
-        found[unsafe] = _one_by_one(careful, rows[unsafe], observed[unsafe])
-    return found
+def _careful(circuit: Evaluator | FamilyRegions) -> Evaluator:
+    """The same in float64; leaves of families keep their type, as their parameters are no logarithms."""
+    if isinstance(circuit, FamilyRegions):
+        return replace(circuit, weights=tuple(weight.double() for weight in circuit.weights))  # type: ignore[return-value]
+    return in_double(circuit)
 
 
 def _one_by_one(circuit: Evaluator, rows: Tensor, observed: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class ChainedLogisticLikelihood(Likelihood):
     """
 
     name = "chained-logistic"
+    near: Tensor
+    places: Tensor
 
     def __init__(
         self,
