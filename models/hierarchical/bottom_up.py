@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.models.latent.parts import make_prior
-from ppl_dgm.models.latent.vae import DRAWS, VAE
+from ppl_dgm.models.latent.vae import DRAWS, VAE, variational_method
 from ppl_dgm.nn import make_likelihood, mlp
 from ppl_dgm.options import is_count
 from ppl_dgm.program import Answer, Program
