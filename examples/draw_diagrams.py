@@ -40,6 +40,29 @@ def raters(scores: torch.Tensor) -> None:
         pyro.sample("y", dist.Bernoulli(logits=ability - difficulty), obs=scores)
 
 
+def sprinkler(wet: torch.Tensor) -> None:
+    """The textbook's network, wet grass seen."""
+    cloudy = pyro.sample("cloudy", dist.Bernoulli(0.5))
+    sprinkler = pyro.sample("sprinkler", dist.Bernoulli(0.5 - 0.4 * cloudy))
+    rain = pyro.sample("rain", dist.Bernoulli(0.2 + 0.6 * cloudy))
+    pyro.sample("grass", dist.Bernoulli(0.99 * (1 - (1 - 0.9 * sprinkler) * (1 - 0.9 * rain))), obs=wet)
+
+
+def hidden_markov(x: torch.Tensor) -> None:
+    """A chain of two states and what each emits; x [step]."""
+    move, emit = torch.tensor([[0.7, 0.3], [0.3, 0.7]]), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    probs = torch.ones(2) / 2
+    for t in range(len(x)):
+        z = pyro.sample(f"z_{t}", dist.Categorical(probs))
+        pyro.sample(f"x_{t}", dist.Categorical(emit[z]), obs=x[t])
+        probs = move[z]
+
+
+def grid(rows: str, steps: int) -> dict[str, tuple[float, float]]:
+    """Positions in points: the sites of each letter in a row, from above, the steps from left to right."""
+    return {f"{row}_{t}": (70.0 * t, -70.0 * i) for i, row in enumerate(rows) for t in range(steps)}
+
+
 def pictures() -> dict[str, tuple[Any, tuple, dict]]:
     """{file name: (program, its arguments, options of the drawing)}."""
     zoo = dgm.models
@@ -52,6 +75,10 @@ def pictures() -> dict[str, tuple[Any, tuple, dict]]:
         "diffusion_chain": (zoo.DiffusionChain(4, 4, 10), (), {"orientation": "right"}),
         "ppca": (zoo.ProbabilisticPCA(10, 2), (), {}),
         "raters_items": (raters, (torch.zeros(5, 40),), {"distributions": True}),
+        "sprinkler": (sprinkler, (torch.tensor(1.0),), {}),
+        "hidden_markov": (hidden_markov, (torch.zeros(4, dtype=torch.long),), {"positions": grid("zx", 4)}),
+        "three_levels": (zoo.TopDownVAE(observed=64, values=17, latents=(16, 8, 4)), (), {}),
+        "semi_supervised_vae": (zoo.SemiSupervisedVAE(observed=64, values=17, classes=10), (), {}),
     }
 
 
