@@ -126,11 +126,11 @@ class TopDownVAE(Program):
             else check_network(encoder, "encoder", inputs, hidden)
         )
         width = hidden if depth or encoder is not None else inputs
-        for level in range(1, top + 1):
-            if level > 1:
-                step = _features(width, width, min(depth, 1), activation, encoder_dropout, norm)
-                setattr(self, f"features_{level}", step)
-            setattr(self, f"delta_{level}", nn.Linear(width, 2 * latents[level - 1]))
+        for level in range(2, top + 1):
+            step = _features(width, width, min(depth, 1), activation, encoder_dropout, norm)
+            setattr(self, f"features_{level}", step)
+        for level, size in enumerate(latents, 1):
+            setattr(self, f"delta_{level}", nn.Linear(width, 2 * size))
         self.observed, self.values, self.support = observed, self.likelihood.values, self.likelihood.support
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:

@@ -1,9 +1,12 @@
 """What a VAE takes for its parts: names of the zoo's, or a stranger's own modules and distributions."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.models.latent.posteriors import POSTERIORS
@@ -15,6 +18,11 @@ __all__ = ["check_network", "make_posterior", "make_prior"]
 class OwnPrior(nn.Module):
     """A stranger's prior: a distribution over z, or a module whose forward returns one.
 
+    A distribution is kept as a copy that shares its tensors. They move with the program to another device or dtype; they
+    are not learned and are no part of its state. Whether its values are checked follows `pyro.validation_enabled`, also
+    where the distribution was made by `.expand`, which would write the setting of that moment into it: a check reads
+    values, and so no graph of a step could be recorded.
+
     Arguments:
         given: the distribution, batch shape [] and event shape [latent], or the module.
     """
@@ -23,11 +31,33 @@ class OwnPrior(nn.Module):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        self.given = given
+        self.given = given if isinstance(given, nn.Module) else _remade(given, lambda tensor: tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OwnPrior":
+        """What `.to`, `.double` and `.cuda` call; a distribution's tensors go along."""
+        super()._apply(fn, recurse)
+        if not isinstance(self.given, nn.Module):
+            self.given = _remade(self.given, fn)
+        return self
 
     def distribution(self, encode: Any = None) -> Any:
         """The density of z."""
         return self.given() if isinstance(self.given, nn.Module) else self.given
+
+
+def _remade(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a distribution, and of those inside it, with fn of every tensor and without a setting of its own to check."""
+    if isinstance(part, Tensor):
+        return fn(part)
+    if type(part) in (list, tuple):
+        return type(part)(_remade(inner, fn) for inner in part)
+    if not isinstance(part, (Distribution, Transform)) or isinstance(part, nn.Module):
+        return part
+    made = copy.copy(part)
+    made.__dict__.update({name: _remade(inner, fn) for name, inner in vars(made).items()})
+    if made.__dict__.get("_validate_args"):
+        del made.__dict__["_validate_args"]
+    return made
 
 
 def make_prior(prior: Any, latent: int, usual: str, observed: int, options: dict[str, Any]) -> Any:

@@ -45,7 +45,7 @@ class RegularisedAutoencoder(Program):
 
     Arguments:
         observed, values, likelihood, floor, likelihood_options: as of `VAE`. The scales of "gaussian" are learned; for plain squared
-            errors freeze them, `program.likelihood.free_scale.requires_grad_(False)`.
+            errors fix them, likelihood_options={"scale": 0.5**0.5}.
         latent: L, entries of a code.
         hidden, depth, activation: of both networks; a depth of 0 makes them linear.
         regulariser: "weight-decay", "gradient-penalty" (an unbiased estimate by one random direction per row), "spectral-norm" or None.

@@ -160,12 +160,14 @@ class VAE(Program):
         return options
 
     def default_method(self, task: str) -> Any:
-        return variational_method(task)
+        # the divergence from a prior that draws sites of its own has no closed form
+        return variational_method(task, "trace" if hasattr(self.prior_of_z, "model") else "mean_field")
 
     def answers(self) -> dict[str, Answer]:
+        how = f"importance weighting, K = {DRAWS}" + getattr(self.prior_of_z, "caveat", "")
         return {
             "sample": Answer("exact", "ancestral sampling"),
-            "score": Answer("lower_bound", f"importance weighting, K = {DRAWS}", passes=DRAWS, depth=1),
+            "score": Answer("lower_bound", how, passes=DRAWS, depth=1),
             "infer": Answer("approximate", "amortised posterior (encoder)"),
             "learn": Answer("lower_bound", "SVI on the evidence lower bound"),
         }

@@ -87,6 +87,8 @@ class ResampledPrior(Prior):
 
     nodes: Tensor
 
+    caveat = ", the prior's normaliser Z estimated (see `normaliser`)"
+
     def __init__(self, latent: int, tries: int = 100, hidden: int = 64, draws: int = 1024, points: int = 16384) -> None:
         super().__init__(latent)
         self.tries = positive_count("tries", tries, 2)

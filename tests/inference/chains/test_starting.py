@@ -89,7 +89,7 @@ def test_another_posterior_is_refined(density: LogDensity) -> None:
         ({"scale": -1.0, "w": torch.zeros(2)}, "site 'scale' has a value outside of its support"),
         ({"scale": 1.0, "w": torch.zeros(3)}, r"site 'w' has shape \(3,\), but its values have shape \(2,\)"),
         (torch.zeros(7), r"start has shape \(7,\).*\(3,\)"),
-        ([1.0], "must be a Posterior, a dictionary of sites or a tensor, but it is a list"),
+        ([1.0], "must be a Posterior, a dictionary of sites, a tensor or 'guide', but it is a list"),
         (dgm.Posterior({}), "no draws"),
         ({"scale": 1.0, "w": torch.full((2,), 1e30)}, "log density at point 0"),
     ],
