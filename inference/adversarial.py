@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference.learning.training import GradientLearner, Objective, State, _Step
+from ppl_dgm.inference.learning.training import GradientLearner, Objective, State, Step
 from ppl_dgm.options import is_count, require
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
@@ -132,12 +132,12 @@ class Adversarial(GradientLearner):
         return optimiser
 
     def _one_epoch(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, step: _Step, optimiser: Any,
+        self, program: Program, arguments: tuple, total: int, batch_size: int, step: Step, optimiser: Any,
         parameters: Sequence[Tensor], state: State,
     ) -> float:  # fmt: skip
         turns: Any = step.function
         if turns.step is None:
-            turns.step = _Step(turns.judge, arguments, [*program.parameters(), *program.buffers()], self.backend)
+            turns.step = Step(turns.judge, arguments, [*program.parameters(), *program.buffers()], self.backend)
         in_turns: Any = _InTurns(self, step, turns, optimiser)
         return super()._one_epoch(program, arguments, total, batch_size, in_turns, optimiser, parameters, state)
 
@@ -184,7 +184,7 @@ class _Turns:
         self.is_judge = [id(p) in judges for p in parameters]
         self.judges = [p for p, judge in zip(parameters, self.is_judge, strict=True) if judge]
         self.makers = [p for p, judge in zip(parameters, self.is_judge, strict=True) if not judge]
-        self.step: _Step | None = None  # of the discriminator
+        self.step: Step | None = None  # of the discriminator
 
     def __call__(self, *batch: Any) -> tuple:
         loss = self.game(*batch)
@@ -199,7 +199,7 @@ class _Turns:
 class _InTurns:
     """A step of the program, before which the discriminator has taken its own with the same optimiser."""
 
-    def __init__(self, options: Adversarial, step: _Step, turns: _Turns, optimiser: Any) -> None:
+    def __init__(self, options: Adversarial, step: Step, turns: _Turns, optimiser: Any) -> None:
         self.options, self.step, self.turns, self.optimiser = options, step, turns, optimiser
 
     def __call__(self, *batch: Any) -> tuple:

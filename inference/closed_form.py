@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
+from ppl_dgm.options import rows_alone
 from ppl_dgm.program import Program
 from ppl_dgm.registry import algorithm
 from ppl_dgm.results import Cost, Fit
@@ -43,6 +44,7 @@ class ClosedForm:
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
         """Learn; see `ppl_dgm.learn`. The history has one row; the notes are the program's own."""
+        valid = rows_alone(self, valid)
         if not hasattr(program, "fit_closed_form"):
             other = "em" if hasattr(program, "em_step") else "svi"
             raise TaskUnavailable(

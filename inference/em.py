@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
-from ppl_dgm.options import require
+from ppl_dgm.options import require, rows_alone
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
@@ -77,6 +77,7 @@ class EM:
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
         """Learn; see `ppl_dgm.learn`. The history is of the best start; notes has `restarts`."""
+        valid = rows_alone(self, valid)
         begun = time.perf_counter()
         self._check(program, valid)
         starts = self.restarts if hasattr(program, "em_start") else 1

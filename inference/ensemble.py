@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.errors import TaskUnavailable
 from ppl_dgm.inference.online_em import OnlineEM
-from ppl_dgm.options import is_count, require
+from ppl_dgm.options import is_count, require, rows_alone
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm, resolve
@@ -64,6 +64,7 @@ class Ensemble:
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
         """Learn; see `ppl_dgm.learn`."""
+        valid = rows_alone(self, valid)
         if not hasattr(program, "adopt"):
             raise TaskUnavailable(f"{program.name!r} cannot be mixed with its like (no method adopt); learn it alone.")
         begun, held = time.perf_counter(), []

@@ -141,6 +141,11 @@ def impute(
     args = tuple(a.to(program.device) if isinstance(a, Tensor) else a for a in args)
     with seeded(seed), evaluating(program), number_type(program, (x, *args)), program.running():
         exact = _exact(program)
+        if exact is None and (method == "exact" or not program.has_guide) and _could_allow_missing(program):
+            raise TaskUnavailable(
+                f"{program.name!r} was made without missing=True and so cannot leave entries out; make it with missing=True, "
+                "which completes examples exactly and needs no guide."
+            )
         if method == "exact" and exact is None:
             raise TaskUnavailable(
                 f"{program.name!r} cannot condition on part of an example exactly; use method='gibbs' or 'importance'."
@@ -194,6 +199,12 @@ def _exact(program: Program) -> tuple[str, Callable[..., Tensor]] | None:
             lambda x, missing, draws: _by_posterior(own, x, missing, draws),
         )
     return None
+
+
+def _could_allow_missing(program: Program) -> bool:
+    """Whether the program has the option missing=True, was made without it, and would be exact with it."""
+    option = "missing" in inspect.signature(type(program).__init__).parameters
+    return option and not program.allows_missing and (hasattr(program, "posterior") or hasattr(program, "simulate"))
 
 
 def _with_nan(x: Tensor, missing: Tensor) -> Tensor:

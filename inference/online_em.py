@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import TaskUnavailable
-from ppl_dgm.options import require
+from ppl_dgm.options import require, rows_alone
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
@@ -80,6 +80,7 @@ class OnlineEM:
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
         """Learn; see `ppl_dgm.learn`. The history has one row per pass over the data."""
+        valid = rows_alone(self, valid)
         if not hasattr(program, "em_statistics"):
             other = "em" if hasattr(program, "em_step") else "svi"
             raise TaskUnavailable(f"{program.name!r} has no em_statistics; learn it with method={other!r}.")

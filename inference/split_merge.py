@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.errors import TaskUnavailable
 from ppl_dgm.inference.em import EM
-from ppl_dgm.options import is_count, require
+from ppl_dgm.options import is_count, require, rows_alone
 from ppl_dgm.program import Program
 from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm
@@ -79,6 +79,7 @@ class SplitMergeEM:
     @torch.no_grad()
     def run(self, program: Program, data: Tensor, *args: Any, valid: Tensor | None = None) -> Fit:
         """Learn; see `ppl_dgm.learn`."""
+        valid = rows_alone(self, valid)
         missing = [name for name in _NEEDS if not hasattr(program, name)]
         if missing:
             raise TaskUnavailable(

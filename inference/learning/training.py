@@ -167,7 +167,7 @@ class GradientLearner:
             )
         objective = self.objective(program, total)
         live = [*program.parameters(), *program.buffers(), *getattr(objective, "live", ())]
-        step = _Step(self.gradients(program, objective, parameters), arguments, live, self.backend)
+        step = Step(self.gradients(program, objective, parameters), arguments, live, self.backend)
         optimiser = self._optimiser(parameters)
         validate = None if valid is None else self.validation(program, total)
         state = State(average=[p.detach().clone() for p in parameters] if self.average else [])
@@ -190,7 +190,7 @@ class GradientLearner:
         return Fit(program, pd.DataFrame(state.rows), stopped, cost, self.aim, notes)
 
     def _epochs(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, step: "_Step",
+        self, program: Program, arguments: tuple, total: int, batch_size: int, valid: Any, step: "Step",
         objective: Objective, validate: Objective | None, optimiser: Any, parameters: Sequence[Tensor], state: State, begun: float,
     ) -> str:  # fmt: skip
         saved = time.perf_counter()
@@ -218,7 +218,7 @@ class GradientLearner:
         return f"all {self.epochs} epochs done"
 
     def _one_epoch(
-        self, program: Program, arguments: tuple, total: int, batch_size: int, step: "_Step", optimiser: Any,
+        self, program: Program, arguments: tuple, total: int, batch_size: int, step: "Step", optimiser: Any,
         parameters: Sequence[Tensor], state: State,
     ) -> float:  # fmt: skip
         device = parameters[0].device
@@ -323,7 +323,7 @@ class GradientLearner:
         return rate
 
 
-class _Step:
+class Step:
     """One step as a recorded graph, or as plain Python where that is asked for or nothing else works."""
 
     def __init__(self, function: Callable[..., tuple], arguments: tuple, live: list[Tensor], backend: str) -> None:

@@ -93,6 +93,9 @@ class Rung(Program):
             )
         self.rung, self.settings = name, {**self.step.settings, **(settings or {})}
 
+    def __repr__(self) -> str:
+        return f"Rung({self.rung!r}: below {self.step.below or 'nothing'}, by {self.step.kind}, {self.step.how})"
+
     @property
     def name(self) -> str:
         return self.rung

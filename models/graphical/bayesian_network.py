@@ -134,17 +134,18 @@ class BayesianNetwork(Program):
 
     # -- the story ---------------------------------------------------------------------------------------------------
 
-    def model(self, x: Tensor | None = None, n: int = 1, **evidence: Any) -> Tensor:
-        """Each variable given its parents; site `x` repeats the columns, [n, columns]."""
+    def model(self, x: Tensor | None = None, n: int | None = None, **evidence: Any) -> Tensor:
+        """Each variable given its parents; in draws (n is given) and with rows x, site `x` repeats the columns, [n, columns]."""
         seen = self._seen(x, evidence)
-        rows = max((len(column) for column in seen.values()), default=n)
+        rows = max((len(column) for column in seen.values()), default=1 if n is None else n)
         found: dict[str, Tensor] = {}
         with pyro.plate("data", rows):
             for name in self.order:
                 table = self.log_table(name)
                 fn = dist.Categorical(logits=table[tuple(found[above] for above in self.parents[name])])
                 found[name] = self._observe(name, fn, seen.get(name))
-            return pyro.deterministic("x", _stacked([found[name] for name in self.columns]), event_dim=1)
+            columns = _stacked([found[name] for name in self.columns])
+            return columns if x is None and n is None else pyro.deterministic("x", columns, event_dim=1)
 
     def _observe(self, name: str, fn: Any, column: Tensor | None) -> Tensor:
         there = None if column is None else column >= 0

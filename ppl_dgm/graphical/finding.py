@@ -22,8 +22,8 @@ from ..tasks import evaluating
 from ..text import listed
 from .constants import Parameter, copied, parameters
 from .probe import Probe, Source
-from .provenance import Region
-from .recording import Record, Recording, base_name, is_subsample, positions, record
+from .provenance import Region, positions
+from .recording import Record, Recording, base_name, is_subsample, record
 
 __all__ = ["find"]
 
@@ -72,8 +72,11 @@ def _arguments(program: Program, args: tuple, kwargs: dict) -> tuple[tuple, froz
     if not args and not kwargs and program.observed is not None and program.draws_n:
         with torch.no_grad(), seeded(0), program.running(), evaluating(program):
             drawn = poutine.trace(program.run_model).get_trace(n=2).nodes
-        if program.site in drawn:
-            return (drawn[program.site]["value"],), frozenset({"data"})
+        data = drawn.get(program.site)
+        if data is not None and (data["infer"] or {}).get("_deterministic"):  # its parts are sites of their own
+            return (), frozenset({"data"})
+        if data is not None:
+            return (data["value"],), frozenset({"data"})
     return tree_map(lambda leaf: leaf.to(program.device) if isinstance(leaf, Tensor) else leaf, args), frozenset()
 
 
@@ -378,7 +381,9 @@ def _plates(runs: list[Recording]) -> tuple[dict[str, int], dict[str, int]]:
 
 def _differing(names: list[str]) -> str:
     verb = "is" if len(names) == 1 else "are"
-    return f"the structure differs from run to run: {listed([repr(name) for name in names], 5)} {verb} not always there."
+    return (
+        f"the structure differs from run to run: {listed([repr(name) for name in names], 5)} {verb} not always there."
+    )
 
 
 def _probe_notes(probe: Probe) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Provenance", "Region", "mark", "sources", "tensors", "unmark"]
+__all__ = ["Provenance", "Region", "mark", "positions", "sources", "tensors", "unmark"]
 
 _SOURCES = "_dgm_sources"
 
@@ -41,6 +41,16 @@ _COPIES = {
     "clone",
     "contiguous",
     "as_tensor",
+}
+# entry by entry: each entry of the result comes from the entries at the same place (names without underscores)
+_POINTWISE = _COPIES | {
+    *("isnan", "isinf", "isfinite", "nan_to_num", "where", "masked_fill", "clamp", "clip", "clamp_min", "clamp_max"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "sign", "abs", "absolute", "neg", "negative", "round"),
+    *("floor", "ceil", "invert", "and", "or", "xor", "rand", "ror", "rxor", "logical_not", "logical_and", "logical_or"),
+    *("logical_xor", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "add", "radd", "sub", "subtract"),
+    *("rsub", "mul", "multiply", "rmul", "div", "divide", "truediv", "rtruediv", "rdiv", "true_divide", "floordiv"),
+    *("remainder", "mod", "pow", "rpow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p"),
+    *("log2", "log10", "sigmoid", "logit", "tanh", "relu", "softplus", "sin", "cos", "atan", "erf", "lgamma"),
 }
 # what takes numbers out of torch, where nothing follows them
 _ESCAPES = {
@@ -111,6 +121,11 @@ def sources(value: Any) -> frozenset:
     return found
 
 
+def positions(found: Iterable[Any]) -> list[Region]:
+    """The positions in inputs among sources."""
+    return [source for source in found if isinstance(source, Region)]
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in lists, tuples, slices and dicts."""
     if isinstance(value, Tensor):
@@ -159,34 +174,50 @@ class Provenance(TorchFunctionMode):
         if not found and name not in _INPLACE:
             return result
         if name in _INPLACE or (name.endswith("_") and not name.endswith("__")):
-            self._written(args[0], found)
+            self._written(name, args[0], sources(args[1:]) | sources(kwargs), args, kwargs)
             return result
         given = list(tensors(args))
         for out in tensors(result):
             if not any(out is tensor for tensor in given):
-                mark(out, self._outgoing(name, out, found, args))
+                mark(out, self._outgoing(name, out, found, args, kwargs))
         return result
 
-    def _outgoing(self, name: str, out: Tensor, found: frozenset, args: tuple) -> frozenset:
-        """A view of an input comes from the part that it shows; anything else from all that went in."""
-        regions = [source for source in found if isinstance(source, Region)]
-        if not regions or out.layout is not torch.strided:
+    def _outgoing(self, name: str, out: Tensor, found: frozenset, args: tuple, kwargs: dict) -> frozenset:
+        """A view of an input, or of what was made from one entry by entry, comes from the part that it shows;
+        anything else from all that went in.
+        """
+        if not positions(found) or out.layout is not torch.strided:
             return found
         place = out.untyped_storage().data_ptr()
-        held = self._inputs.get(place)
-        if held is not None:
-            return frozenset(source for source in found if not isinstance(source, Region)) | {Region.of(held, out)}
-        source, first = regions[0], args[0] if args else None
-        copied = name in _COPIES and len(regions) == 1 and isinstance(first, Tensor) and first.shape == out.shape
-        if copied and first.is_contiguous() and out.is_contiguous() and source.offset == 0 and place:  # type: ignore[union-attr]
-            self._inputs[place] = source.name
+        if place not in self._inputs:
+            image = self._image(name, out, (args, kwargs))
+            if image is None or not place:
+                return found
+            self._inputs[place] = image
             self._kept.append(out)
-        return found
+        return _names(found) | {Region.of(self._inputs[place], out)}
 
-    def _written(self, target: Any, found: frozenset) -> None:
-        """In-place: what was written belongs to the tensor, and to the one that it is a view of."""
+    def _image(self, name: str, out: Tensor, given: tuple) -> str | None:
+        """The input of which a result is made entry by entry, so that positions in it stay known; else None."""
+        if name.strip("_") not in _POINTWISE or (name == "where" and len(given[0]) + len(given[1]) < 3):
+            return None
+        parts = [tensor for tensor in tensors(given) if positions(sources(tensor))]
+        inputs = {self._inputs.get(tensor.untyped_storage().data_ptr()) for tensor in parts}
+        aligned = all(_from_first(tensor) and tensor.shape == out.shape for tensor in [*parts, out])
+        return inputs.pop() if aligned and len(inputs) == 1 else None
+
+    def _written(self, name: str, target: Any, found: frozenset, args: tuple, kwargs: dict) -> None:
+        """In-place: what was written belongs to the tensor, and to the one that it is a view of.
+
+        Where entries come to other places than their own, the tensor no longer shows an input.
+        """
         if not isinstance(target, Tensor) or not found:
             return
+        if positions(found):
+            place = target.untyped_storage().data_ptr()
+            pointwise = "where" if name == "__setitem__" and _by_mask(args) else name.removeprefix("__i")
+            if place in self._inputs and self._image(pointwise, target, (args, kwargs)) is None:
+                del self._inputs[place]
         mark(target, sources(target) | found)
         if target._base is not None:
             mark(target._base, sources(target._base) | found)
@@ -203,3 +234,20 @@ def _incoming(name: str, args: tuple, kwargs: dict) -> frozenset:
     if name in _AS:
         return sources(args[:1])
     return sources(args) | sources(kwargs)
+
+
+def _by_mask(args: tuple) -> bool:
+    """Whether x[mask] = value has one mask of the shape of x, and a number as value."""
+    target, index, value = args
+    masked = isinstance(index, Tensor) and index.dtype is torch.bool and index.shape == target.shape
+    return masked and (not isinstance(value, Tensor) or value.numel() == 1)
+
+
+def _from_first(tensor: Tensor) -> bool:
+    """Whether a tensor shows its storage from the first entry on, in order."""
+    return tensor.layout is torch.strided and tensor.is_contiguous() and tensor.storage_offset() == 0
+
+
+def _names(found: frozenset) -> frozenset:
+    """Sources that are no positions in an input."""
+    return frozenset(source for source in found if not isinstance(source, Region))

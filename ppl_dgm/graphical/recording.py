@@ -1,7 +1,7 @@
 """Running a program once with every site's value marked, so that each site knows its direct parents."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..randomness import seeded
 from .constants import Parameter, copied, input_leaves
-from .provenance import Provenance, Region, mark, sources, unmark
+from .provenance import Provenance, mark, sources, unmark
 
 __all__ = [
     "OPAQUE",
@@ -22,7 +22,6 @@ __all__ = [
     "base_name",
     "is_subsample",
     "log_prob",
-    "positions",
     "record",
     "state",
 ]
@@ -216,8 +215,3 @@ def state(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
         parts = [value for key, value in vars(thing).items() if key not in _CACHES]
     for part in parts:
         yield from state(part, seen)
-
-
-def positions(found: Iterable[Any]) -> list[Region]:
-    """The positions in inputs among sources."""
-    return [source for source in found if isinstance(source, Region)]

@@ -93,3 +93,22 @@ def test_views_of_an_input_know_their_place() -> None:
         assert all(isinstance(place, Region) for place in (row, column, copied, other))
         assert row.overlaps(column) and not row.overlaps(other) and not copied.overlaps(row)
         assert sources(x[0] + 1) == sources(x[0])
+
+
+def test_what_is_made_entry_by_entry_keeps_its_places() -> None:
+    x = torch.randn(4, 3)
+    with Provenance() as provenance:
+        provenance.register("x", x)
+        seen = ~x.isnan() & (x >= -9)
+        filled = torch.where(seen, x, torch.zeros_like(x)).double()
+        holes = x.clone()
+        holes[holes.isnan()] = 0.0
+        kept = [sources(made[:, 1]) for made in (filled, seen, holes, x.log1p() * 2 + x)]
+        shifted = x.clone()
+        shifted[:, 1] = shifted[:, 0]
+        summed = sources(x.sum(-1).long()[:1])
+        mixed = [sources(made[:, 1]) for made in (x - x.mean(0), shifted, x.mT.reshape(4, 3) + x)]
+    whole = Region.of("x", x)
+    assert kept == 4 * [{Region.of("x", x[:, 1])}]
+    assert summed == {whole}
+    assert all(any(source.overlaps(Region.of("x", x[:, 0])) for source in found) for found in mixed)

@@ -141,3 +141,13 @@ def test_options_out_of_range_are_named(options):
 def test_patience_without_validation_data_is_refused():
     with pytest.raises(ProgramError, match="valid"):
         dgm.learn(MixtureOfGaussians(4, 2), torch.randn(9, 4), method=dgm.EM(patience=2))
+
+
+@pytest.mark.parametrize("method", [dgm.EM(steps=2), dgm.OnlineEM(epochs=1), dgm.SplitMergeEM(), dgm.ClosedForm()])
+def test_validation_rows_with_further_arguments_are_refused_in_words(method):
+    x = gaussian_data(40)
+    with pytest.raises(ProgramError, match=f"{type(method).__name__} compares .* a tuple of 2; pass valid=x"):
+        dgm.learn(MixtureOfGaussians(4, 2).double(), x, valid=(x[:5], torch.zeros(5)), method=method, seed=0)
+    if isinstance(method, dgm.EM):
+        fit = dgm.learn(MixtureOfGaussians(4, 2).double(), x, valid=(x[:5],), method=method, seed=0)
+        assert "valid" in fit.history

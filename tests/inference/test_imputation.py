@@ -176,3 +176,11 @@ def test_what_cannot_be_imputed_is_refused_in_words() -> None:
 
     with pytest.raises(TaskUnavailable, match=r"entries of site 'x' of 'mixed' \(Dirichlet\) depend on each other"):
         dgm.impute(mixed, torch.full((2, 3), 1 / 3), torch.eye(2, 3) > 0, guide=guide)
+
+
+def test_a_mixture_made_without_missing_says_what_to_do() -> None:
+    x = X.masked_fill(HOLES, torch.nan)
+    for method in (None, "exact", "gibbs"):
+        with pytest.raises(TaskUnavailable, match="make it with missing=True"):
+            dgm.impute(dgm.models.MixtureOfGaussians(4, 2), x, method=method, seed=0)
+    assert dgm.impute(dgm.models.MixtureOfGaussians(4, 2, missing=True), x, draws=2, seed=0).values.isfinite().all()

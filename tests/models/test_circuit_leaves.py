@@ -237,6 +237,9 @@ def test_what_needs_tables_is_refused_in_words():
     ):
         with pytest.raises(TaskUnavailable):
             ask()
+    for ask in (program.distribution().entropy, program.distribution().entropy_bound):
+        with pytest.raises(TaskUnavailable, match=r"estimate it by -log_prob of draws of sample"):
+            ask()
 
 
 # -- other families ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "categorical": ("categorical", {"values": 3}),
     "bernoulli": ("bernoulli", {}),
     "gaussian": ("gaussian", {}),
+    "gaussian, scales fixed": ("gaussian", {"options": {"scale": 0.8}}),
     "gaussian, scales decoded": ("gaussian", {"options": {"scale": "decoder"}}),
     "discretised-logistic": ("discretised-logistic", {"values": 5}),
     "discretised-logistic, scales learned": ("discretised-logistic", {"values": 5, "options": {"scale": "learned"}}),
@@ -194,6 +195,17 @@ def test_scales_of_the_decoder_differ_from_row_to_row() -> None:
         _ = part.scale
 
 
+def test_a_fixed_scale_is_squared_error_and_is_not_learned() -> None:
+    part = make_likelihood("gaussian", observed=3, options={"scale": math.sqrt(0.5)}).double()
+    x, mean, far = torch.randn(3, 5, 3, dtype=torch.float64)
+    nats = part(far).log_prob(x) - part(mean).log_prob(x)
+    torch.testing.assert_close(nats, (x - mean).square().sum(-1) - (x - far).square().sum(-1), rtol=1e-6, atol=1e-6)
+    assert not list(part.parameters()) and not part.state_dict()
+    assert make_likelihood("gaussian", 2, floor=0.3, options={"scale": "fixed"}).scale.tolist() == pytest.approx(
+        [0.3] * 2
+    )
+
+
 def test_a_mixture_starts_with_components_apart() -> None:
     part = make_likelihood("logistic-mixture", observed=1, values=17, options={"components": 3})
     p: Any = part(torch.zeros(1, part.features))
@@ -276,7 +288,9 @@ def test_a_likelihood_of_ones_own() -> None:
         ("chained-logistic", {"values": 4, "options": {"shape": (3, 3)}}, "x has 2 entries"),
         ("gaussian", {"values": 4}, "has no number of values"),
         ("gaussian", {"floor": 0.0}, "floor"),
-        ("gaussian", {"options": {"scale": "fixed"}}, "scale is 'fixed'"),
+        ("gaussian", {"options": {"scale": "both"}}, "scale is 'both'"),
+        ("gaussian", {"options": {"scale": -0.5}}, "scale is -0.5"),
+        ("gaussian", {"options": {"scale": float("inf")}}, "scale is inf"),
         ("bernoulli", {"values": 3}, "has no number of values"),
         ("bernoulli", {"options": {"scale": "decoder"}}, "has no option 'scale'; it has none"),
         ("mixed", {}, "columns names 0 columns"),

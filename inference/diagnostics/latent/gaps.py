@@ -170,6 +170,11 @@ def _refine(program: Program, known: Layout, x: Tensor, local: _Local, steps: in
         schedule.step()
 
 
+def _apart(gap: float, error: float) -> str:
+    """How far a bound lies below something, or above it, in words."""
+    return f"{abs(gap):.2f} ± {error:.2f} nats {'above' if gap < 0 else 'below'}"
+
+
 @dataclass(frozen=True)
 class InferenceGaps:
     """Evidence, the best local bound and the encoder's bound of each row, in nats.
@@ -219,12 +224,14 @@ class InferenceGaps:
     def verdict(self) -> str:
         """Both gaps, and which one to work on."""
         errors = self.table["stderr"]
-        least = "at least " if self.kind == "lower_bound" else ""
+        least = "at least " if self.kind == "lower_bound" and self.approximation >= 0 else ""
         said = (
-            f"The encoder's bound lies {self.amortisation:.2f} ± {errors['amortisation gap']:.2f} nats below that of the best "
-            f"{self.family} Gaussians (amortisation), which lie {least}{self.approximation:.2f} ± "
-            f"{errors['approximation gap']:.2f} nats below the evidence (approximation)"
+            f"The encoder's bound lies {_apart(self.amortisation, errors['amortisation gap'])} that of the best "
+            f"{self.family} Gaussians (amortisation), which lie {least}"
+            f"{_apart(self.approximation, errors['approximation gap'])} the evidence (approximation)"
         )
+        if self.amortisation < -max(0.1, 2 * errors["amortisation gap"]):
+            return f"{said}; the guide's family is richer than these Gaussians, so that the two parts are not its own."
         if max(self.amortisation, self.approximation) < 0.1:
             return f"{said}; both are small."
         if self.amortisation > self.approximation:

@@ -12,8 +12,14 @@ from .completion import Completion
 from .distribution import CircuitDistribution
 from .evaluator import FLOOR
 from .family_regions import FamilyRegions, LeafMarginals
+from .queries import Bound
 
 __all__ = ["FamilyCircuit", "as_entries"]
+
+_NO_ENTROPY = (
+    "the entropy and what it lies between need tables of values, but the leaves are of other families; estimate it by "
+    "-log_prob of draws of sample((n,))."
+)
 
 
 class FamilyCircuit(CircuitDistribution):
@@ -79,6 +85,12 @@ class FamilyCircuit(CircuitDistribution):
             "the entropies of single variables need tables of values, but the leaves are of other families; estimate "
             "them by -log_prob of marginals(x, mask) on draws of it."
         )
+
+    def entropy(self) -> Tensor:
+        raise TaskUnavailable(_NO_ENTROPY)
+
+    def entropy_bound(self) -> Bound:
+        raise TaskUnavailable(_NO_ENTROPY)
 
     def log_probability(self, *args: Any, **kwargs: Any) -> Tensor:
         raise TaskUnavailable(

@@ -1,5 +1,7 @@
 """GaussianLikelihood: real numbers, each with a mean from the decoder."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ class GaussianLikelihood(Likelihood):
         observed: D.
         floor: the smallest s_d, in the units of x.
         scale: "learned": one s_d for each dimension; "decoder": s_d(z) from the decoder, which then gives 2 D numbers, means
-            first (a heteroscedastic Gaussian).
+            first (a heteroscedastic Gaussian); a positive number: every s_d, in the units of x, nothing of it learned
+            (sqrt(1/2) makes -log p(x) the squared error up to a constant); "fixed": the same with `floor` as the number.
 
     Raises:
         ProgramError: values is given, floor is not positive, or scale is something else.
@@ -31,14 +34,24 @@ class GaussianLikelihood(Likelihood):
     """
 
     name = "gaussian"
+    fixed_scale: Tensor
 
-    def __init__(self, observed: int, values: int | None = None, floor: float = 1e-3, scale: str = "learned") -> None:
+    def __init__(
+        self, observed: int, values: int | None = None, floor: float = 1e-3, scale: str | float = "learned"
+    ) -> None:
         super().__init__(observed, values)
         self._no_values()
-        if scale not in ("learned", "decoder"):
-            raise ProgramError(f"likelihood 'gaussian': scale is {scale!r}; choose 'learned' or 'decoder'.")
-        self.floor, self.scale_from = check_floor(floor), scale
-        self.features = observed if scale == "learned" else 2 * observed
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < math.inf
+        if not number and scale not in ("learned", "decoder", "fixed"):
+            raise ProgramError(
+                f"likelihood 'gaussian': scale is {scale!r}; choose 'learned', 'decoder', 'fixed' or a positive number."
+            )
+        self.floor, self.scale_from = check_floor(floor), "fixed" if number else scale
+        self.features = 2 * observed if scale == "decoder" else observed
+        if self.scale_from == "fixed":  # an option and no part of what was learned, so that it is not saved
+            self.register_buffer(
+                "fixed_scale", torch.full((observed,), float(scale) if number else self.floor), persistent=False
+            )
         if scale == "learned":
             self.free_scale = nn.Parameter(torch.full((observed,), _RAW))
 
@@ -48,17 +61,19 @@ class GaussianLikelihood(Likelihood):
 
     @property
     def scale(self) -> Tensor:
-        """The learned standard deviations s_d, [D].
+        """The standard deviations s_d, learned or fixed, [D].
 
         Raises:
             ProgramError: they come from the decoder, one for each x.
         """
         if self.scale_from == "decoder":
             raise ProgramError("the scales come from the decoder: ask the distribution of x for given features.")
+        if self.scale_from == "fixed":
+            return self.fixed_scale
         return self.floor + softplus(self.free_scale)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
-        if self.scale_from == "learned":
+        if self.scale_from != "decoder":
             return dist.Normal(features, self.scale).to_event(1)
         mean, raw = features.chunk(2, -1)
         return dist.Normal(mean, self.floor + softplus(raw + _RAW)).to_event(1)

@@ -273,6 +273,14 @@ def test_a_full_gaussian_closes_the_approximation_gap_and_the_exact_guide_has_no
     assert abs(exact.amortisation) < 0.03 and abs(exact.approximation) < 0.03 and "both are small" in exact.verdict
 
 
+def test_a_guide_richer_than_the_family_lies_above_its_best_member():
+    exact = Correlated(exact=True)
+    found = latent.inference_gaps(exact, drawn(exact, 20), steps=100, lr=0.06, draws=400, evidence_draws=200)
+    assert found.amortisation < -0.3
+    assert f"lies {-found.amortisation:.2f} ±" in found.verdict and "nats above that of the best" in found.verdict
+    assert "richer than these Gaussians" in found.verdict and "-" not in found.verdict
+
+
 # -- typicality ------------------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,12 @@ def test_a_step_gives_the_closed_form(name):
     assert Rung(name, OTHERS.get(name)).gap() < 1e-10
 
 
+def test_a_rung_is_printed_in_words():
+    rung = Rung("beta")
+    assert repr(rung) == f"Rung('beta': below gamma, by transform, {rung.step.how})"
+    assert "below nothing" in repr(Rung("bernoulli"))
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_is_approached_in_proportion(name):
     gaps = [Rung(name, {"limit": m}).gap() for m in (1_000, 10_000, 100_000)]

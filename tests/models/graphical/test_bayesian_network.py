@@ -169,3 +169,14 @@ def test_refusals_name_the_variable():
         dgm.score(net, rain=2)
     with pytest.raises(TaskUnavailable, match="'B' is not known in every row"):
         dgm.learn(Network.abc(), torch.zeros(3, 2, dtype=torch.long), method="closed-form")
+
+
+def test_without_data_every_variable_is_drawn_as_latent():
+    net = Network.sprinkler()
+    free = dgm.structure(net).graph
+    assert {v: free.nodes[v]["kind"] for v in net.variables} == dict.fromkeys(net.variables, "latent")
+    assert "x" not in free and free.has_edge("rain", "grass") and not free.has_edge("rain", "sprinkler")
+    assert "x" not in dgm.diagram(net).positions
+    given = dgm.structure(net, grass=1).graph
+    assert given.nodes["grass"]["kind"] == "observed" and given.nodes["rain"]["kind"] == "latent" and "x" not in given
+    assert dgm.sample(net, 3, seed=0)["x"].shape == (3, 4)

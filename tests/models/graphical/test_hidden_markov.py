@@ -190,3 +190,13 @@ def test_refusals_name_the_argument():
         dgm.score(hmm, torch.zeros(3))
     with pytest.raises(DataError, match="values go from 0 to 2"):
         dgm.score(hmm, torch.full((2, 4), 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unrolled_graph_is_that_of_the_chain(kind):
+    hmm = made(kind)
+    x = dgm.sample(hmm, 3, length=3, seed=1)["x"]
+    found = dgm.structure(hmm.unrolled(), x)
+    edges = {edge for edge in found.graph.edges if found.graph.nodes[edge[0]]["kind"] != "parameter"}
+    assert edges == {("z_0", "z_1"), ("z_1", "z_2"), *((f"z_{t}", f"x_{t}") for t in range(3))}
+    assert found.d_separated("x_0", "x_2", given=["z_1"]) and not found.d_separated("x_0", "x_2")

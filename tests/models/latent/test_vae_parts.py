@@ -2,8 +2,10 @@
 
 import copy
 import math
+import warnings
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -88,3 +90,25 @@ def test_learn_score_sample_infer(prior: str | None, posterior: str) -> None:
     assert drawn["z"].shape == (5, *shape) and vae.posterior_of_z.support.check(drawn["z"]).all()
     inferred = dgm.infer(vae, held_out, seed=0).draws["z"]
     assert inferred.shape[2:] == (4, *shape) and vae.posterior_of_z.support.check(inferred).all()
+
+
+def test_a_prior_that_is_a_fixed_distribution_is_recorded_and_moves_with_the_program() -> None:
+    given = dist.Laplace(0.0, 1.0).expand([2]).to_event(1)
+    vae = VAE(4, latent=2, hidden=8, likelihood="gaussian", prior=given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = dgm.learn(vae, torch.randn(32, 4), method=dgm.SVI(epochs=2), seed=0)
+    assert fit.cost.path == "recorded"
+    mixed = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(3)), dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1)
+    )
+    moved = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(2), 1.0), dist.transforms.AffineTransform(1.0, torch.ones(2))
+    )
+    for prior in (given, mixed, moved.to_event(1)):
+        vae = VAE(4, latent=2, hidden=8, likelihood="gaussian", prior=prior).double()
+        z = torch.randn(3, 2)
+        p = vae.prior_of_z.distribution()
+        assert p.sample().dtype == torch.float64 and prior.sample().dtype == torch.float32
+        torch.testing.assert_close(p.log_prob(z.double()), prior.log_prob(z).double())
+        assert not list(vae.prior_of_z.parameters()) and not vae.prior_of_z.state_dict()
