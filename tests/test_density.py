@@ -329,7 +329,9 @@ def test_a_mixture_is_a_coordinate_where_its_components_share_a_support() -> Non
     sites, _ = mixed.constrain(z)
     assert (sites["s"] > 0).all()
     runs = [poutine.condition(story, {k: v[i] for k, v in sites.items()}) for i in range(4)]
-    exact = torch.stack([poutine.trace(run).get_trace().log_prob_sum() for run in runs]) + sites["s"].log()  # s = exp(u) has the log-determinant u
+    exact = (
+        torch.stack([poutine.trace(run).get_trace().log_prob_sum() for run in runs]) + sites["s"].log()
+    )  # s = exp(u) has the log-determinant u
     torch.testing.assert_close(mixed.log_prob(z), exact, atol=1e-4, rtol=1e-4)
 
 
