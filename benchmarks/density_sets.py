@@ -80,11 +80,12 @@ def shares(log_probs: torch.Tensor, steps: int = 500) -> torch.Tensor:
 
 def search(name: str, minutes: float, workers: int, units: int, verbose: bool) -> list[Learned]:
     """Every circuit that was learned in that time."""
-    begun, found, asked = time.perf_counter(), [], set()
+    begun, seed = time.perf_counter(), 1
+    found: list[Learned] = []
+    asked: set[tuple[Setting, int]] = set()
     best: dict[Setting, float] = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         running: dict[Future, Setting] = {}
-        seed = 1
         while True:
             spent = time.perf_counter() - begun
             slowest = max((one.seconds for one in found), default=0.0)
@@ -93,7 +94,7 @@ def search(name: str, minutes: float, workers: int, units: int, verbose: bool) -
                 if job is None:
                     break
                 asked.add(job)
-                running[pool.submit(learn, name, *job, units)] = job[0]
+                running[pool.submit(learn, name, job[0], job[1], units)] = job[0]
             if not running:
                 return found
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:

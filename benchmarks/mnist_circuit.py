@@ -25,7 +25,8 @@ BITS = 784 * math.log(2)
 
 def learned(program: Any, train: torch.Tensor, valid: torch.Tensor, minutes: float, batch: int, seed: int) -> list:
     """Stages of minibatch EM, each with twice the states, until the time is spent; the best weights on `valid` stay."""
-    begun, history, best, state = time.perf_counter(), [], math.inf, None
+    begun, best, state = time.perf_counter(), math.inf, None
+    history: list[Any] = []
     warm = False
     while True:
         spent = (time.perf_counter() - begun) / 60

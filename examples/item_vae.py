@@ -38,6 +38,7 @@ def main() -> None:
     items = dgm.data.items()
     vae = learn(items, arguments.beta, arguments.epochs)
     score = dgm.score(vae, items.test, method=dgm.ImportanceWeighted(draws=200), seed=0)
+    assert items.entropy is not None and items.labels is not None
     print(f"test: {score.mean()} nats per item; the truth has {-items.entropy:.2f}")
 
     synthetic = dgm.sample(vae, 2000, seed=0)["x"]

@@ -33,6 +33,8 @@ class AdditiveDecoder(nn.Module):
 class CirclePrior(nn.Module):
     """p(z) = 1/K sum_k N(z | c_k, s^2 I), with centres c_k on a circle in the first two dimensions and a learned s."""
 
+    places: Tensor
+
     def __init__(self, latent: int, centres: int = 10, radius: float = 2.0) -> None:
         super().__init__()
         angle = torch.arange(centres) * (2 * math.pi / centres)
