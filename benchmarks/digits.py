@@ -25,7 +25,6 @@ CHAINED: dict[str, Any] = {**GREY, "likelihood": "chained-logistic", "likelihood
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "VAE, chained logistics": ("VAE", CHAINED),
     "TopDownVAE, chained logistics": ("TopDownVAE", CHAINED),
-    "BottomUpVAE": ("BottomUpVAE", GREY),
     "TopDownVAE": ("TopDownVAE", GREY),
     "DiffusionChain": ("DiffusionChain", GREY),
     "RealNVP": ("RealNVP", GREY),
