@@ -1,8 +1,11 @@
-"""SemiSupervisedVAE: labelled and unlabelled bounds against exact sums, and the penalty."""
+"""SemiSupervisedVAE: labelled and unlabelled bounds against exact sums, the penalty, and what unlabelled rows bring."""
+
+import dataclasses
 
 import pyro
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
@@ -101,6 +104,81 @@ def test_inference_keeps_known_labels_and_classifies_the_others() -> None:
         wanted = truth[row] if Y[row] < 0 else torch.eye(3).double()[Y[row]]
         torch.testing.assert_close(shares, wanted, atol=0.02, rtol=0.0)
     torch.testing.assert_close(program.classify(X).sum(1), torch.ones(4).double())
+
+
+def test_the_warm_up_weighs_the_divergences_of_class_and_code_alone() -> None:
+    """At weight w: sum_y q(y | x) E_q(z)[log p(x | y, z)] - w (KL(q(y | x), p(y)) + sum_y q(y | x) KL(q(z | x, y), p(z)))."""
+    program = linear()
+    repeats, row = 20_000, 1
+    with program.running(), torch.no_grad():
+        q = program.classifier(X[row]).log_softmax(0)
+        code = program.encode_given(X[row], torch.arange(3))  # batch of classes
+        mean, variance = code.mean, code.variance  # [class, latent]
+        scale, w = program.likelihood.scale, program.decoder[0].weight[:, :2]
+        gap = (X[row] - program.decode_given(mean, torch.arange(3))) ** 2 + variance @ (
+            w**2
+        ).T  # expected squares, [class, D]
+        fit = (-0.5 * gap / scale**2 - scale.log() - 0.5 * torch.tensor(2 * torch.pi).log()).sum(1)
+        of_code = 0.5 * (mean**2 + variance - 1 - variance.log()).sum(1)
+        of_class = (q.exp() * (q - program.weight_logits.log_softmax(0))).sum()
+        x, y = X[row].expand(repeats, 3), torch.full((repeats,), -1)
+        for weight in (0.0, 0.3, 1.0):
+            method = dgm.PenalisedSVI(elbo=TraceEnum_ELBO(max_plate_nesting=1), kl_weight=lambda _, v=weight: v)
+            objective = method.objective(program, repeats)
+            objective.begin_epoch(1)
+            exact_bound = (q.exp() * (fit - weight * of_code)).sum() - weight * of_class
+            values = []
+            for seed in range(8):
+                torch.manual_seed(seed)
+                values.append(-objective.bound.value(x, y))
+            found = torch.tensor(values).double()
+            assert abs(found.mean() - exact_bound) < 7 * found.std() / 8**0.5 + 1e-6  # seven degrees of freedom
+
+
+def test_unlabelled_rows_find_the_classes_of_a_linear_program() -> None:
+    """Two classes with a large direction within: the optimum is known, Bayes' rule under the truth."""
+    generator = torch.Generator().manual_seed(1)
+    classes = torch.randint(0, 2, (600,), generator=generator)
+    w = torch.tensor([[1.0, 0.5, 0.0, 0.0, 0.5]])
+    v = torch.tensor([[1.2, 0.0, 1.2, 0.0, 0.0], [-1.2, 0.0, -1.2, 0.0, 0.0]])
+    x = torch.randn(600, 1, generator=generator) @ w + v[classes] + 0.5 * torch.randn(600, 5, generator=generator)
+    y = torch.full((600,), -1)
+    for k in range(2):
+        known = (classes == k).nonzero()[:10, 0]
+        y[known] = k
+    truth = MultivariateNormal(v, w.T @ w + 0.25 * torch.eye(5)).log_prob(x[:, None])  # [row, class]
+    best = float((truth.argmax(1) == classes).double().mean())
+    torch.manual_seed(0)
+    program = SemiSupervisedVAE(5, 2, latent=1, likelihood="gaussian", depth=0, encoder_dropout=0.0)
+    method = dataclasses.replace(program.default_method("learn"), lr=2e-2)
+    learned = dgm.learn(program, x, y, method=method, seed=0).program
+    assert float((learned.classify(x).argmax(1) == classes).double().mean()) > best - 0.02
+
+
+@pytest.mark.slow
+def test_unlabelled_digits_improve_the_classifier() -> None:
+    """Five labels a class of a thousand rows, against the same classifier learned from the labelled rows, in as many steps."""
+    digits = dgm.data.digits()
+    classes, wanted = digits.labels["train"], digits.labels["valid"]
+    gains = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.full_like(classes, -1)
+        for k in range(10):
+            rows = (classes == k).nonzero()[:, 0]
+            y[rows[torch.randperm(len(rows), generator=generator)[:5]]] = k
+        known, accuracy = y >= 0, []
+        for alone in (False, True):
+            torch.manual_seed(seed)
+            program = SemiSupervisedVAE(64, 10, 17, latent=8, hidden=64, likelihood="discretised-logistic")
+            method = program.default_method("learn")
+            if alone:
+                method = dataclasses.replace(method, epochs=5 * method.epochs, batch_size=25)
+            data = (digits.train[known], y[known]) if alone else (digits.train, y)
+            learned = dgm.learn(program, *data, method=method, seed=seed).program
+            accuracy.append(float((learned.classify(digits.valid).argmax(1) == wanted).double().mean()))
+        gains.append(accuracy[0] - accuracy[1])
+    assert sorted(gains)[1] >= 0.01, gains
 
 
 def test_refusals() -> None:
