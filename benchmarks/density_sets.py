@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import ppl_dgm as dgm
+from ppl_dgm.inference.ensemble import mixture_shares
 from ppl_dgm.text import table
 
 COMPONENTS = (1, 3, 8, 20)
@@ -68,14 +69,6 @@ def learn(name: str, setting: Setting, seed: int, units: int) -> Learned:
     seconds = time.perf_counter() - begun
     valid, test = (program.log_density(x).value.detach().double().numpy() for x in (data.valid, data.test))
     return Learned(setting, seed, program.weights.units, seconds, valid, test)
-
-
-def shares(log_probs: torch.Tensor, steps: int = 500) -> torch.Tensor:
-    """Mixture weights [members] of greatest likelihood for log densities [members, rows], by EM."""
-    weights = log_probs.new_full((len(log_probs),), 1 / len(log_probs))
-    for _ in range(steps):
-        weights = (log_probs + weights.log()[:, None]).softmax(0).mean(1)
-    return weights
 
 
 def search(name: str, minutes: float, workers: int, units: int, verbose: bool) -> list[Learned]:
@@ -140,7 +133,7 @@ def main() -> None:
         begun = time.perf_counter()
         found = search(name, options.minutes, options.workers, options.units, options.verbose)
         valid, test = (torch.tensor(np.stack(x)) for x in zip(*((one.valid, one.test) for one in found), strict=True))
-        weights = shares(valid).log()[:, None]
+        weights = mixture_shares(valid).log()[:, None]
         mixed = [(-(scores + weights).logsumexp(0)) for scores in (valid, test)]
         alone = max(found, key=lambda one: float(one.valid.mean()))
         rows.append(

@@ -18,7 +18,7 @@ from ppl_dgm.progress import progress
 from ppl_dgm.registry import algorithm, resolve
 from ppl_dgm.results import Cost, Fit
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "mixture_shares"]
 
 
 @algorithm("ensemble")
@@ -89,7 +89,7 @@ class Ensemble:
                 report(**{name: row[name] for name in ("valid", "together") if name in row})
         shares = torch.full((self.members,), 1 / self.members, dtype=torch.float64)
         if self.weigh and held:
-            shares = _shares(torch.stack(held))
+            shares = mixture_shares(torch.stack(held))
         program.adopt(members, shares.to(data.device))  # type: ignore[operator]
         stopped = f"{self.members} members averaged"
         if self.joint:
@@ -114,7 +114,7 @@ class Ensemble:
         return fit
 
 
-def _shares(log_probs: Tensor, steps: int = 200) -> Tensor:
+def mixture_shares(log_probs: Tensor, steps: int = 200) -> Tensor:
     """The mixture weights of greatest likelihood for components' log densities [members, n], by EM."""
     shares = log_probs.new_full((len(log_probs),), 1 / len(log_probs))
     for _ in range(steps):

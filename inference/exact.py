@@ -9,7 +9,7 @@ import torch
 from ppl_dgm.errors import ProgramError
 from ppl_dgm.inference.conjugate.conjugate_posterior import ConjugatePosterior, recognise_posterior
 from ppl_dgm.inference.conjugate.factors import latent_distributions
-from ppl_dgm.inference.enumeration import Enumeration, not_summable
+from ppl_dgm.inference.messages.enumeration import Enumeration, not_summable
 from ppl_dgm.program import Program
 from ppl_dgm.randomness import seeded
 from ppl_dgm.registry import algorithm

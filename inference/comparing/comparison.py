@@ -213,19 +213,11 @@ def compare(
             done[label] = task.attempt(plan, seed)
         common = common or _common(done, truth)
         for label, (posterior, spent, failed) in done.items():
-            record: dict[str, Any] = {"method": label, "seed": seed, "failed": failed, "findings": []}
-            if posterior is not None and spent is not None:
-                try:
-                    sites = _shared(posterior, truth)
-                    used = [site for site in common if site in sites] or sites
-                    found, curve = measure(posterior, spent, Yardstick(truth, used))
-                    found["relabelled"] = _relabelled(posterior)
-                    record |= found | {"options": repr(plans[label].method), "budget_note": plans[label].note}
-                    record |= {"compared": ", ".join(used), "left_out": ", ".join(_missing(posterior, truth))}
-                    curves.append(pd.DataFrame({"method": label, "seed": seed, **curve}))
-                except (DgmError, RuntimeError, ValueError) as error:
-                    record["failed"] = reason(error)
-            records.append(record)
+            record, curve = _measured(posterior, spent, failed, truth, common)
+            records.append({"method": label, "seed": seed, "options": repr(plans[label].method), **record})
+            records[-1]["budget_note"] = plans[label].note
+            if curve is not None:
+                curves.append(pd.DataFrame({"method": label, "seed": seed, **curve}))
     settings = {
         "program": truth.name if target is not None else task.name, "methods": list(chosen), "seeds": numbers,
         "budget": None if limit is None else [limit.limit, limit.unit], "sites": common,
@@ -236,6 +228,23 @@ def compare(
     result = Comparison(runs, table, truth, settings=settings)
     result.notes = notes(result)
     return result
+
+
+def _measured(
+    posterior: Posterior | None, spent: Any, failed: str, truth: Reference, common: list[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What one run came to, and its curve; without a posterior, or where measuring fails, the reason and None."""
+    record: dict[str, Any] = {"failed": failed, "findings": []}
+    if posterior is None or spent is None:
+        return record, None
+    try:
+        sites = _shared(posterior, truth)
+        used = [site for site in common if site in sites] or sites
+        found, curve = measure(posterior, spent, Yardstick(truth, used))
+    except (DgmError, RuntimeError, ValueError) as error:
+        return record | {"failed": reason(error)}, None
+    compared = {"compared": ", ".join(used), "left_out": ", ".join(_missing(posterior, truth))}
+    return record | found | compared | {"relabelled": _relabelled(posterior)}, curve
 
 
 # -- sites -------------------------------------------------------------------------------------------------------------

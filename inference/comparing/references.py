@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm.errors import FileError, TaskUnavailable
 from ppl_dgm.files import load_json, save_json
 from ppl_dgm.inference.comparing.distances import thinned
-from ppl_dgm.inference.scalars import MOMENTS, listed_moments
+from ppl_dgm.inference.comparing.scalars import MOMENTS, listed_moments
 from ppl_dgm.results import Posterior, Score
 
 __all__ = ["Reference", "column_weights", "finite_json", "flat_coordinates", "weighted_moments", "with_infinities"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm.densities.joint import _Enumerate
 from ppl_dgm.errors import DgmError, TaskUnavailable
 from ppl_dgm.inference.conjugate.factors import Factors, Latent, Values, _Substitute, log_factors
-from ppl_dgm.inference.enumeration import Enumeration, _packed, _support
+from ppl_dgm.inference.messages.enumeration import Enumeration, pack, support_values
 
 __all__ = ["EnumeratedBlock", "Flips", "discrete_blocks"]
 
@@ -83,7 +83,7 @@ class EnumeratedBlock(Enumeration):
         """The log factors of every chain, packed, the chain first."""
         with torch.no_grad():
             found = self._unpacked(tuple(state[name] for name in self.rest), len(state[self.sites[0]]))
-        return [_packed(table[:], symbols) for symbols, table in found]
+        return [pack(table[:], symbols) for symbols, table in found]
 
     # -- drawing ---------------------------------------------------------------------------------------------
 
@@ -112,11 +112,11 @@ class EnumeratedBlock(Enumeration):
 
     def _looked_up(self, name: str, index: Tensor, dims: str, chains: int) -> Tensor:
         site, fn = self.factors.latent[name], self.latent[name]
-        wide = packed.unpack(_packed(index[:], dims), {**self.symbol_to_dim, self._many: -1 - self.nesting})
+        wide = packed.unpack(pack(index[:], dims), {**self.symbol_to_dim, self._many: -1 - self.nesting})
         wide = wide.reshape((1,) * (1 + self.nesting - wide.dim()) + wide.shape)
         batch = len(fn.batch_shape)
         wide = wide.flatten(0, self.nesting - batch) if self.nesting > batch else wide
-        return _support(fn).to(wide.device, site.dtype)[wide.expand(chains, *fn.batch_shape)]
+        return support_values(fn).to(wide.device, site.dtype)[wide.expand(chains, *fn.batch_shape)]
 
     # -- checking --------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class EnumeratedBlock(Enumeration):
 
     def _index(self, name: str, value: Tensor) -> Any:
         """Which value of its support each element has, packed."""
-        site, support = self.factors.latent[name], _support(self.latent[name]).to(value)
+        site, support = self.factors.latent[name], support_values(self.latent[name]).to(value)
         events = support.dim() - 1
         same = value.unsqueeze(value.dim() - events) == support
         index = (same.flatten(-events).all(-1) if events else same).to(torch.uint8).argmax(-1)  # [chain, *batch]
@@ -141,7 +141,7 @@ class EnumeratedBlock(Enumeration):
         places = range(-len(self.latent[name].batch_shape), 0)
         kept = [symbols[dim] for dim in places if index.shape[dim] > 1]
         shape = [index.shape[dim] for dim in places if index.shape[dim] > 1]
-        return _packed(index.reshape(len(value), *shape), self._many + "".join(kept))
+        return pack(index.reshape(len(value), *shape), self._many + "".join(kept))
 
     def holds(self, state: Values) -> bool:
         """Whether the tables give the log joint's changes at random assignments, for every chain."""

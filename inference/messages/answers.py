@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ppl_dgm.inference.enumeration import _support
+from ppl_dgm.inference.messages.enumeration import support_values
 from ppl_dgm.program import Program
 from ppl_dgm.results import Cost, Posterior, Score
 
@@ -102,7 +102,7 @@ def native(graph: FactorGraph, indices: dict[str, Tensor]) -> dict[str, Tensor]:
             found[site] = index.squeeze(-1)
             continue
         fn = graph.enumeration.latent[site]
-        found[site] = _support(fn)[index.reshape(len(index), *fn.batch_shape)]
+        found[site] = support_values(fn)[index.reshape(len(index), *fn.batch_shape)]
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference.enumeration import Enumeration
+from ppl_dgm.inference.messages.enumeration import Enumeration
 from ppl_dgm.program import Program
 from ppl_dgm.text import table
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ppl_dgm.density import LogDensity
 from ppl_dgm.errors import FileError, ProgramError
 from ppl_dgm.inference.comparing.references import weighted_moments
-from ppl_dgm.inference.scalars import Values, listed_moments, place
+from ppl_dgm.inference.comparing.scalars import Values, listed_moments, place
 from ppl_dgm.results import Posterior
 
 from .posteriordb_programs import PROGRAMS
@@ -92,7 +92,7 @@ class Entry:
     def target(self, program: Callable[..., Any], *args: Any, rename: dict[str, str] | None = None) -> Target:
         """A target with these references.
 
-        Var[x^2], which the database does not have: see `ppl_dgm.inference.scalars.listed_moments`.
+        Var[x^2], which the database does not have: see `ppl_dgm.inference.comparing.scalars.listed_moments`.
 
         Arguments:
             program: whose latent and deterministic sites have the reference's names.

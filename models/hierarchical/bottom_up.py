@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
+from ppl_dgm.models.latent.networks import check_levels
 from ppl_dgm.models.latent.parts import make_prior
 from ppl_dgm.models.latent.vae import DRAWS, VAE, variational_method
 from ppl_dgm.nn import make_likelihood, mlp
-from ppl_dgm.options import is_count
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["BottomUpVAE"]
@@ -77,13 +77,8 @@ class BottomUpVAE(Program):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth < 0:
-            raise ProgramError(f"BottomUpVAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
-        if isinstance(latents, int) or len(latents) < 2 or not all(is_count(size, 1) for size in latents):
-            raise ProgramError(
-                f"BottomUpVAE: latents is {latents!r}; give the sizes of z1, z2, ..., at least two positive numbers (one level is a VAE)."
-            )
-        layers, self.latents, self.levels = (hidden,) * depth, tuple(latents), len(latents)
+        self.latents = check_levels("BottomUpVAE", latents, depth)
+        layers, self.levels = (hidden,) * depth, len(latents)
         self.likelihood = make_likelihood(likelihood, observed, values, floor, likelihood_options or {})
         inputs = getattr(self.likelihood, "inputs", observed)  # what the encoder sees of a row
         self.prior_of_top = make_prior(prior, latents[-1], "standard", inputs, prior_options or {})

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
-from ppl_dgm.models.latent.parts import check_network, make_prior
+from ppl_dgm.models.latent.networks import check_levels, check_network, make_network
+from ppl_dgm.models.latent.parts import make_prior
 from ppl_dgm.models.latent.vae import DRAWS, variational_method
 from ppl_dgm.nn import make_likelihood, mlp
-from ppl_dgm.options import is_count
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["TopDownVAE"]
@@ -90,13 +90,8 @@ class TopDownVAE(Program):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth < 0:
-            raise ProgramError(f"TopDownVAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
-        if isinstance(latents, int) or len(latents) < 2 or not all(is_count(size, 1) for size in latents):
-            raise ProgramError(
-                f"TopDownVAE: latents is {latents!r}; give the sizes of z1, z2, ..., at least two positive numbers (one level is a VAE)."
-            )
-        layers, self.latents, self.skip = (hidden,) * depth, tuple(latents), skip
+        self.latents = check_levels("TopDownVAE", latents, depth)
+        self.skip = skip
         top = self.levels = len(latents)
         self.likelihood = make_likelihood(likelihood, observed, values, floor, likelihood_options or {})
         inputs = getattr(self.likelihood, "inputs", observed)  # what the encoder sees of a row
@@ -113,10 +108,8 @@ class TopDownVAE(Program):
             )
             setattr(self, f"prior_{level}", network)
         code, features = sum(latents) if skip else latents[0], self.likelihood.features
-        self.decoder = (
-            mlp(code, features, layers, activation, decoder_dropout, norm)
-            if decoder is None
-            else check_network(decoder, "decoder", code, features)
+        self.decoder = make_network(
+            decoder, "decoder", code, features, hidden, depth, activation, decoder_dropout, norm
         )
         # bottom-up
         self.corruption = nn.Dropout(encoder_dropout)

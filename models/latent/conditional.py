@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.errors import DataError, ProgramError
 from ppl_dgm.models.latent.conditions import Condition, joined
-from ppl_dgm.models.latent.parts import check_network
+from ppl_dgm.models.latent.networks import make_network
 from ppl_dgm.models.latent.posteriors.posterior import factorised_normal
 from ppl_dgm.models.latent.vae import DRAWS, VAE, variational_method
 from ppl_dgm.nn import mlp
@@ -99,21 +99,11 @@ class ConditionalVAE(VAE):
         self.code: int = getattr(self.posterior_of_z, "code", latent)
         self.inputs: int = getattr(self.likelihood, "inputs", observed)
         # in the place of the VAE's own networks, which are not told y
-        self.encoder = self._network(
-            encoder, "encoder", self.inputs + size, self.posterior_of_z.features, layers, activation, encoder_dropout
-        )
-        self.decoder = self._network(
-            decoder, "decoder", self.code + size, self.likelihood.features, layers, activation, decoder_dropout
-        )
+        shape = hidden, depth, activation
+        inputs, code = self.inputs + size, self.code + size
+        self.encoder = make_network(encoder, "encoder", inputs, self.posterior_of_z.features, *shape, encoder_dropout)
+        self.decoder = make_network(decoder, "decoder", code, self.likelihood.features, *shape, decoder_dropout)
         self.prior_given_y = mlp(size, 2 * latent, layers[:1], activation) if given_y else None
-
-    @staticmethod
-    def _network(
-        own: nn.Module | None, name: str, inputs: int, outputs: int, layers: tuple, activation: str, dropout: float
-    ) -> nn.Module:
-        if own is not None:
-            return check_network(own, name, inputs, outputs)
-        return mlp(inputs, outputs, layers, activation, dropout)
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None, n: int = 1) -> Tensor:  # type: ignore[override]
         """y given; z ~ prior; x ~ likelihood(decoder(z, y))."""

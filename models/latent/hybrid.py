@@ -12,6 +12,7 @@ from ppl_dgm.models.latent.conditions import Condition
 from ppl_dgm.models.latent.vae import DRAWS, VAE, variational_method
 from ppl_dgm.nn import mlp
 from ppl_dgm.program import Answer
+from ppl_dgm.tasks import evaluating
 
 __all__ = ["HybridVAE"]
 
@@ -102,11 +103,7 @@ class HybridVAE(VAE):
 
     def guide(self, x: Tensor, y: Tensor | None = None, n: int = 1) -> Tensor:  # type: ignore[override]
         """z ~ posterior(encoder(x)), amortised."""
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.encode(self.corruption(self.likelihood.scaled(x, self.dtype))))
-            if hasattr(self.prior_of_z, "guide"):
-                self.prior_of_z.guide(z)
-            return z
+        return super().guide(x)  # y says nothing of z that x has not said
 
     def logits(self, x: Tensor) -> Tensor:
         """log p(y | x) up to a constant, [batch, classes]."""
@@ -122,12 +119,8 @@ class HybridVAE(VAE):
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """p(y | x), [batch, classes]."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        found = self.logits(x.to(self.device)).softmax(-1)
-        for module, mode in modes:
-            module.training = mode
-        return found
+        with evaluating(self):
+            return self.logits(x.to(self.device)).softmax(-1)
 
     def check_arguments(self, x: Tensor, y: Any = None, *rest: Any) -> tuple:
         """x, and where there are labels y, one for each."""

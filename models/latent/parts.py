@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
@@ -12,7 +11,7 @@ from ppl_dgm.errors import ProgramError
 from ppl_dgm.models.latent.posteriors import POSTERIORS
 from ppl_dgm.models.latent.priors import PRIORS
 
-__all__ = ["check_network", "make_posterior", "make_prior"]
+__all__ = ["make_posterior", "make_prior"]
 
 
 class OwnPrior(nn.Module):
@@ -111,40 +110,6 @@ def make_posterior(posterior: Any, latent: int, options: dict[str, Any]) -> Any:
             "features, the number of inputs from which its forward makes the distribution of z."
         )
     return posterior
-
-
-@torch.no_grad()
-def check_network(network: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
-    """A stranger's encoder or decoder, run once on zeros.
-
-    Arguments:
-        network: maps [batch, inputs] to [batch, outputs].
-        name: for the message.
-
-    Raises:
-        ProgramError: it is no module, or its output has another shape.
-    """
-    if not isinstance(network, nn.Module):
-        raise ProgramError(
-            f"{name} is a {type(network).__name__}; give a torch module from {inputs} to {outputs} numbers."
-        )
-    parameter = next(network.parameters(), torch.zeros(()))
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        out: Tensor = network(torch.zeros(2, inputs, device=parameter.device, dtype=parameter.dtype))
-        found = tuple(out.shape)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ProgramError(f"{name} cannot take [batch, {inputs}]: {str(error).splitlines()[0]}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if found != (2, outputs):
-        raise ProgramError(
-            f"{name} gives the shape {found} for an input of shape (2, {inputs}); its last layer must have {outputs} units, "
-            f"so that the shape is (2, {outputs})."
-        )
-    return network
 
 
 def _known(name: str, table: dict[str, Any], what: str) -> str:

@@ -13,6 +13,7 @@ from ppl_dgm.models.latent.conditional import ConditionalVAE
 from ppl_dgm.models.latent.vae import DRAWS, variational_method
 from ppl_dgm.nn import mlp
 from ppl_dgm.program import Answer
+from ppl_dgm.tasks import evaluating
 
 __all__ = ["SemiSupervisedVAE"]
 
@@ -140,12 +141,8 @@ class SemiSupervisedVAE(ConditionalVAE):
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x), [batch, classes]."""
-        modes = [(module, module.training) for module in self.classifier.modules()]
-        self.classifier.eval()
-        found = self.classifier(self.likelihood.scaled(x.to(self.device), self.dtype)).softmax(-1)
-        for module, mode in modes:
-            module.training = mode
-        return found
+        with evaluating(self.classifier):
+            return self.classifier(self.likelihood.scaled(x.to(self.device), self.dtype)).softmax(-1)
 
     def check_arguments(self, x: Tensor, y: Any = None, *rest: Any) -> tuple:
         """x, and where there are labels y, one for each."""

@@ -6,8 +6,9 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_dgm.errors import ProgramError
-from ppl_dgm.models.latent.parts import check_network, make_posterior, make_prior
-from ppl_dgm.nn import make_likelihood, mlp
+from ppl_dgm.models.latent.networks import make_network
+from ppl_dgm.models.latent.parts import make_posterior, make_prior
+from ppl_dgm.nn import make_likelihood
 from ppl_dgm.program import Answer, Program
 
 __all__ = ["DRAWS", "VAE", "variational_method"]
@@ -84,9 +85,6 @@ class VAE(Program):
         likelihood_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth < 0:
-            raise ProgramError(f"VAE: depth is {depth!r}; give the number of hidden layers, 0 or more.")
-        layers = (hidden,) * depth
         self.latent = latent
         self.likelihood = make_likelihood(likelihood, observed, values, floor, likelihood_options or {})
         self.posterior_of_z = make_posterior(posterior, latent, posterior_options or {})
@@ -104,16 +102,9 @@ class VAE(Program):
         code: int = getattr(self.posterior_of_z, "code", latent)
         features: int = self.posterior_of_z.features
         self.corruption = nn.Dropout(encoder_dropout)
-        self.encoder = (
-            mlp(inputs, features, layers, activation, encoder_dropout)
-            if encoder is None
-            else check_network(encoder, "encoder", inputs, features)
-        )
-        self.decoder = (
-            mlp(code, self.likelihood.features, layers, activation, decoder_dropout)
-            if decoder is None
-            else check_network(decoder, "decoder", code, self.likelihood.features)
-        )
+        shape = hidden, depth, activation
+        self.encoder = make_network(encoder, "encoder", inputs, features, *shape, encoder_dropout)
+        self.decoder = make_network(decoder, "decoder", code, self.likelihood.features, *shape, decoder_dropout)
         self.observed, self.values, self.support = observed, self.likelihood.values, self.likelihood.support
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:

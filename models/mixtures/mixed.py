@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_dgm.distributions import Columns
 from ppl_dgm.errors import ProgramError
 
 from .bernoulli import MixtureOfBernoullis
@@ -78,11 +78,12 @@ class MixtureOfMixedColumns(Mixture):
 
     def component(self, k: Tensor) -> TorchDistributionMixin:
         """The product of the blocks' components."""
-        return _Columns([(block.component(k), places) for block, places in self._parts()], self.dtype)
+        return Columns([(block.component(k), torch.tensor(places)) for block, places in self._parts()], self.dtype)
 
     def component_of_seen(self, k: Tensor, seen: Tensor) -> TorchDistributionMixin:
-        return _Columns(
-            [(block.component_of_seen(k, seen[..., places]), places) for block, places in self._parts()], self.dtype
+        return Columns(
+            [(block.component_of_seen(k, seen[..., places]), torch.tensor(places)) for block, places in self._parts()],
+            self.dtype,
         )
 
     def component_log_prob(self, x: Tensor) -> Tensor:
@@ -152,35 +153,3 @@ def _block(kind: str, observed: int, components: int, count: float, floor: float
         f"columns: a column's kind is 'gaussian', 'bernoulli', 'poisson' or 'categorical-V' (as in 'categorical-3'), "
         f"not {kind!r}."
     )
-
-
-class _Columns(TorchDistribution):
-    """Independent groups of columns in one row: a product of distributions with event shape [columns of the group]."""
-
-    arg_constraints: dict[str, Any] = {}
-
-    def __init__(self, parts: list[tuple[Any, list[int]]], dtype: torch.dtype) -> None:
-        self.parts, self.dtype = parts, dtype
-        batch = torch.broadcast_shapes(*[fn.batch_shape for fn, _ in parts])
-        super().__init__(batch, torch.Size([sum(len(places) for _, places in parts)]), validate_args=False)
-
-    @constraints.dependent_property(event_dim=1)
-    def support(self) -> Any:
-        return constraints.independent(constraints.real, 1)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Columns":
-        return _Columns([(fn.expand(batch_shape), places) for fn, places in self.parts], self.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=self.dtype, device=value.device)
-        for fn, places in self.parts:
-            total = total + fn.log_prob(value[..., places])
-        return total
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
-        drawn = [(fn.expand(self.batch_shape).sample(sample_shape), places) for fn, places in self.parts]
-        x = torch.zeros(shape, dtype=self.dtype, device=drawn[0][0].device)
-        for part, places in drawn:
-            x[..., places] = part.to(self.dtype)
-        return x

@@ -26,7 +26,7 @@ from ppl_dgm.errors import ProgramError, TaskUnavailable
 from ppl_dgm.program import Program
 from ppl_dgm.tracing import data_dim, latent_sites
 
-__all__ = ["Enumeration", "not_summable"]
+__all__ = ["Enumeration", "not_summable", "pack", "support_values"]
 
 _ENTRIES = 2**24  # entries of the factors of all draws that are made at once
 
@@ -155,7 +155,7 @@ class Enumeration:
 
         It is the gradient of log p(x) with respect to log p(z_s | parents), summed over the parents.
         """
-        terms = [(plates, _packed(term.detach().clone(), term._pyro_dims)) for plates, term in self.terms]
+        terms = [(plates, pack(term.detach().clone(), term._pyro_dims)) for plates, term in self.terms]
         leaves = [terms[index][1].requires_grad_() for index in self.own.values()]
         gradients = torch.autograd.grad(self._sum(_tree(terms), frozenset()), leaves)
         answer = {}
@@ -165,7 +165,7 @@ class Enumeration:
             kept = plates | {self.symbols[name]}
             parents = [position for position, symbol in enumerate(dims) if symbol not in kept]
             joint = gradient.sum(parents) if parents else gradient
-            table = _packed(joint, "".join(symbol for symbol in dims if symbol in kept))
+            table = pack(joint, "".join(symbol for symbol in dims if symbol in kept))
             table = self._as_batch(table, self.symbols[name], self.latent[name].batch_shape).movedim(0, -1).clamp_min(0)
             answer[name] = table / table.sum(-1, keepdim=True)
         return answer
@@ -202,7 +202,7 @@ class Enumeration:
         many = self._fresh_symbol()  # the draws' own plate
         terms = []
         for plates, term in self.terms:
-            copied = _packed(term.expand(draws, *term.shape), many + term._pyro_dims)
+            copied = pack(term.expand(draws, *term.shape), many + term._pyro_dims)
             terms.append((plates | {many}, copied))
         leaves = {name: terms[index][1] for name, index in self.own.items()}
         for leaf in leaves.values():
@@ -219,12 +219,12 @@ class Enumeration:
     def _values(self, name: str, drawn: Any, many: str, draws: int) -> Tensor:
         """Sampled indices of one site, unpacked and looked up in its support."""
         index = drawn[drawn._pyro_sample_dims.index(self.symbols[name])]
-        index = _packed(index, drawn._pyro_dims[1:])
+        index = pack(index, drawn._pyro_dims[1:])
         fn = self.latent[name]
         plates = {symbol for symbol in index._pyro_dims if symbol in self.terms[self.own[name]][0]}
         assert set(index._pyro_dims) <= plates | {many}
         index = self._as_batch(index, many, fn.batch_shape)
-        return _support(fn)[index.expand(draws, *fn.batch_shape)]
+        return support_values(fn)[index.expand(draws, *fn.batch_shape)]
 
     def _as_batch(self, value: Tensor, first: str, batch: torch.Size) -> Tensor:
         """Unpack a packed tensor to [first, *batch], `first` being the symbol of the leading dimension."""
@@ -236,7 +236,7 @@ class Enumeration:
 
     def family(self, name: str, table: Tensor) -> Distribution | None:
         """A site's marginal as a distribution of its own values, or None where no family has this support."""
-        support = _support(self.latent[name])  # [values, *event]
+        support = support_values(self.latent[name])  # [values, *event]
         count = len(support)
         if (
             support.dim() == 2
@@ -341,7 +341,7 @@ def _sensible() -> Iterator[None]:
 # -- packed tensors ------------------------------------------------------------------------------------------
 
 
-def _packed(value: Tensor, dims: str) -> Any:
+def pack(value: Tensor, dims: str) -> Any:
     """A tensor with a symbol per dimension, as `pyro.ops` wants it."""
     value._pyro_dims = dims  # type: ignore[attr-defined]
     assert value.dim() == len(dims)
@@ -356,6 +356,6 @@ def _tree(terms: list[tuple[frozenset, Any]]) -> OrderedDict:
     return tree
 
 
-def _support(fn: Any) -> Tensor:
+def support_values(fn: Any) -> Tensor:
     """The values of a site, [values, *event]."""
     return fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
