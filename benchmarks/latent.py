@@ -3,6 +3,7 @@
     python benchmarks/latent.py                                          # all three tables, the recipe of `VAE` itself
     python benchmarks/latent.py --table priors --only vamp flow --latent 2 --seeds 0 1 2 --json
     python benchmarks/latent.py --epochs 30                              # shortened, the KL warm-up in proportion
+    python benchmarks/latent.py --seeds 0 1 2 --keep runs/latent.jsonl   # each run is kept there; run again, it goes on
 
 priors: each prior over real vectors under the Gaussian posterior; posteriors: each with its usual prior; likelihoods: each
 with standard prior and Gaussian posterior. Learned on the first 1000 images with every choice (early stopping) on the next
@@ -18,7 +19,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -104,8 +106,38 @@ def recipe(program: Any, epochs: int | None) -> SVI:
     return replace(method, epochs=epochs, patience=patience, kl_weight=lambda epoch: weight(epoch / share))
 
 
-def run(setting: Setting, seed: int, epochs: int | None) -> dict[str, Any]:
-    """One line, one seed."""
+@dataclass(frozen=True)
+class Kept:
+    """Finished runs, a line of JSON each, in a file that may be None."""
+
+    file: Path | None
+
+    def find(self, key: list[Any]) -> dict[str, Any] | None:
+        """The run of this key (setting, seed, epochs), or None."""
+        if self.file is None or not self.file.exists():
+            return None
+        found = (json.loads(text) for text in self.file.read_text().splitlines())
+        return next((one["run"] for one in found if one["key"] == key), None)
+
+    def add(self, key: list[Any], finished: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as lines:
+                lines.write(json.dumps({"key": key, "run": finished}) + "\n")
+
+
+def run(setting: Setting, seed: int, epochs: int | None, kept: Kept) -> dict[str, Any]:
+    """One line, one seed; taken from what was kept, where it is there."""
+    key = [asdict(setting), seed, epochs]
+    finished = kept.find(key)
+    if finished is None:
+        finished = measured(setting, seed, epochs)
+        kept.add(key, finished)
+    return finished
+
+
+def measured(setting: Setting, seed: int, epochs: int | None) -> dict[str, Any]:
+    """Learns one program and scores it."""
     torch.set_num_threads(1)
     splits, added = prepared(setting.data)
     options = {"likelihood": "categorical", **setting.arguments}
@@ -170,6 +202,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="instead of the recipe's 120")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep each run there, and take those that are there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     chosen = {
@@ -184,7 +217,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for name, some in chosen.items():
             jobs[name] = [
-                (one, [pool.submit(run, one, seed, options.epochs) for seed in options.seeds]) for one in some
+                (one, [pool.submit(run, one, seed, options.epochs, Kept(options.keep)) for seed in options.seeds])
+                for one in some
             ]
         for name, lines in jobs.items():
             found[name] = []

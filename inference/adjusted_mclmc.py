@@ -43,7 +43,7 @@ class IsokineticTrajectory(LearnedTrajectory):
         accept = (-change).exp().clamp(max=1.0)
         new = point.moved(end, torch.rand_like(accept) < accept)
         if learning and self.learns:
-            self.learn(metric, point, end, u_end * math.sqrt(density.dim), accept, steps * step, t)
+            self.learn(density, metric, point, end, u_end * math.sqrt(density.dim), accept, steps * step, t)
         stats = {"diverging": change > DIVERGED, "energy_change": change / density.dim, "n_steps": steps}
         return Drawn(new, accept, {**stats, "length": self.length})
 

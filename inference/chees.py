@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.inference.chains.hamiltonian import Metric, Point
+from ppl_dgm.inference.chains.hamiltonian import Metric, Point, fuses
 from ppl_dgm.inference.chains.sampling import HamiltonianSampler, Kernel
 from ppl_dgm.inference.hmc import JitteredTrajectory
 from ppl_dgm.options import require
@@ -31,10 +31,18 @@ def chees_gradient(metric: Metric, start: Point, end: Point, r_end: Tensor, acce
         r_end: momenta at the end, [chain, d].
         accept: [chain].
     """
-    finite = end.z.isfinite().all(1) & r_end.isfinite().all(1)
+    return _slope(metric.whiten(start.z), metric.whiten(end.z), r_end, accept)
+
+
+def fused_gradient(density: Any, x: Tensor, x_end: Tensor, r_end: Tensor, accept: Tensor) -> tuple[Tensor, ...]:
+    """`chees_gradient` as a function of tensors alone, in the metric's coordinates."""
+    return (_slope(x, x_end, r_end, accept),)
+
+
+def _slope(x: Tensor, x_end: Tensor, r_end: Tensor, accept: Tensor) -> Tensor:
+    finite = x_end.isfinite().all(1) & r_end.isfinite().all(1)
     weight = torch.where(finite, accept, 0.0)
-    x, x_end = metric.whiten(start.z), metric.whiten(torch.where(finite[:, None], end.z, start.z))
-    r_end = torch.where(finite[:, None], r_end, 0.0)
+    x_end, r_end = torch.where(finite[:, None], x_end, x), torch.where(finite[:, None], r_end, 0.0)
     total = weight.sum().clamp(min=1e-6)
     x, x_end = x - x.mean(0), x_end - (weight[:, None] * x_end).sum(0) / total
     change = x_end.square().sum(1) - x.square().sum(1)
@@ -57,8 +65,15 @@ class LearnedTrajectory(JitteredTrajectory):
         self.length = self.first
         self.squared, self.count, self.log_average = 0.0, 0, math.log(self.first)
 
-    def learn(self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int) -> None:
-        gradient = float(chees_gradient(metric, start, end, r_end, accept)) * length
+    def learn(
+        self, density: Any, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int
+    ) -> None:
+        if fuses(density, metric):
+            x, x_end = metric.whiten(start.z), metric.whiten(end.z)
+            slope = density.fused(fused_gradient, x, x_end, r_end, accept, gradients=0)[0]
+        else:
+            slope = chees_gradient(metric, start, end, r_end, accept)
+        gradient = float(slope) * length
         if not math.isfinite(gradient):
             return
         self.count += 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, kinetic, metropolis, trajectory
+from ppl_dgm.inference.chains.hamiltonian import Density, Metric, Point, decide, kinetic, trajectory
 from ppl_dgm.inference.chains.sampling import Drawn, HamiltonianSampler, Kernel
 from ppl_dgm.options import require
 from ppl_dgm.registry import algorithm
@@ -49,14 +49,16 @@ class JitteredTrajectory(Kernel):
         r = torch.randn_like(point.z)
         steps = self.steps(step, t)
         end, r_end = trajectory(density, metric, point, r, step, steps)
-        new, accept, diverging = metropolis(point, r, end, r_end)
+        new, accept, diverging = decide(density, metric, point, r, end, r_end)
         if learning:
-            self.learn(metric, point, end, r_end, accept, steps * step, t)
+            self.learn(density, metric, point, end, r_end, accept, steps * step, t)
         energy = kinetic(r) - point.value
         stats = {"diverging": diverging, "energy": energy, "n_steps": steps}
         return Drawn(new, accept, {**stats, "reached_max_steps": steps >= self.max_steps})
 
-    def learn(self, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int) -> None:
+    def learn(
+        self, density: Any, metric: Metric, start: Point, end: Point, r_end: Any, accept: Any, length: float, t: int
+    ) -> None:
         """Nothing is learned: the length is given."""
 
 

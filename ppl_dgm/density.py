@@ -137,6 +137,30 @@ class LogDensity:
         self.gradients += 1 if z.dim() == 1 else len(z)
         return self._call("gradient", lambda z: self._differentiated(z)[1:], z)[0]
 
+    @property
+    def fuses(self) -> bool:
+        """Whether `fused` compiles: the backend is a compiler, and chains are evaluated together."""
+        return self.backend != "eager" and self.path == "recorded" and self.vectorize != "loop"
+
+    def fused(
+        self, function: Callable[..., tuple[Tensor, ...]], z: Tensor, *others: Tensor, gradients: int = 1
+    ) -> tuple[Tensor, ...]:
+        """A function of tensors, with gradients of this density in it, as one graph: a whole step of a sampler.
+
+        Arguments:
+            function: takes an object with this density's `gradient` and `value_and_grad`, then the tensors. Its name tells
+                its graph from others.
+            z: [chains, d].
+            others: whatever else `function` takes.
+            gradients: how often `function` evaluates the gradient.
+        """
+        self.gradients += gradients * len(z)
+        name = f"fused {function.__name__}"
+        if name not in self._graphs:
+            inside = self._inside(lambda *tensors: function(_Unrecorded(self), *tensors))
+            self._graphs[name] = Recorder(inside, backend=self.backend)
+        return self._replay(self._graphs[name], z, *others)
+
     def log_prior(self, z: Tensor) -> Tensor:
         """The part of the log density that the latent sites have, the log Jacobian included, [chains]."""
         return self._call("parts", self._batched("log_parts"), z)[0]
@@ -198,13 +222,13 @@ class LogDensity:
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
         return self._replay(recorder, z)
 
-    def _replay(self, recorder: Recorder, z: Tensor) -> tuple[Tensor, ...]:
+    def _replay(self, recorder: Recorder, z: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """A replay; the first call with so many chains records, and says once if it cannot."""
         if self.path == "python" or (z.shape[0], recorder) in self._known:
-            return recorder(z)
+            return recorder(z, *others)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            result = recorder(z)
+            result = recorder(z, *others)
         self._known.add((z.shape[0], recorder))
         unrecorded = recorder.path == "python"
         for warning in caught:
@@ -218,9 +242,9 @@ class LogDensity:
         return result
 
     def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(z: Tensor) -> Any:
+        def run(*tensors: Tensor) -> Any:
             with self._context():
-                return function(z)
+                return function(*tensors)
 
         return run
 
@@ -480,6 +504,14 @@ class LogDensity:
     def __repr__(self) -> str:
         how = f"vectorize={self.vectorize!r}, path={self.path!r}"
         return f"LogDensity({self.program.name!r}, dim={self.dim}, dtype={self.dtype}, {how})"
+
+
+class _Unrecorded:
+    """A density inside a graph that is being recorded around it."""
+
+    def __init__(self, density: LogDensity) -> None:
+        self.value_and_grad = density._differentiated
+        self.gradient = lambda z: density._differentiated(z)[1]
 
 
 def _gradient(values: Tensor, z: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_dgm.graphs import NotRecordable, record, recorded, tolerant_pyro, value_and_gradient
+from ppl_dgm.graphs import NotRecordable, compiling, record, recorded, tolerant_pyro, value_and_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -789,6 +789,23 @@ def test_inductor_gives_the_same_numbers_from_the_same_seed():
     assert graph.backend == "inductor" and graph.seconds > 0
 
 
+@pytest.mark.slow
+def test_a_graph_of_the_same_calls_is_compiled_once(monkeypatch: pytest.MonkeyPatch):
+    def scaled(data: Tensor) -> Any:
+        return record(
+            lambda x: (torch.sigmoid(x @ data) - 0.5, {"sum": (x * 2).sum(1)}), torch.ones(4, 3), backend="inductor"
+        )
+
+    one, other = torch.randn(3, 5), torch.randn(3, 5)
+    x = torch.randn(4, 3)
+    same(scaled(one)(x), (torch.sigmoid(x @ one) - 0.5, {"sum": 2 * x.sum(1)}), rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(compiling, "_inductor", None)  # whoever compiles now, fails
+    monkeypatch.setattr(torch, "compile", None)
+    graph = scaled(other)
+    same(graph(x), (torch.sigmoid(x @ other) - 0.5, {"sum": 2 * x.sum(1)}), rtol=1e-5, atol=1e-6)
+    assert graph.backend == "inductor"
+
+
 def test_a_compiler_that_fails_is_given_up_with_one_warning(monkeypatch: pytest.MonkeyPatch):
     def broken(*args: Any, **kwargs: Any) -> Any:
         def call(*inputs: Tensor) -> Any:
@@ -797,6 +814,7 @@ def test_a_compiler_that_fails_is_given_up_with_one_warning(monkeypatch: pytest.
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compiling, "_inductor", broken())
     graph = record(lambda x: x.exp(), torch.zeros(2), backend="inductor")
     with pytest.warns(RuntimeWarning, match="no compiler here") as caught:
         same([graph(torch.zeros(2)), graph(torch.zeros(2))], [torch.ones(2), torch.ones(2)])

@@ -19,6 +19,23 @@ def product(x: Tensor) -> Tensor:
     return (MATRIX @ x.T).T + 1
 
 
+def negated_product(x: Tensor) -> Tensor:
+    return torch.exp(-(x @ MATRIX.T))
+
+
+def negated_product_used_twice(x: Tensor) -> Tensor:
+    y = x @ MATRIX.T
+    return torch.exp(-y) + y
+
+
+def padded_product(x: Tensor) -> Tensor:
+    return x + x.exp().repeat(1, 3)[:, :7] @ MATRIX
+
+
+def negated_sum(x: Tensor) -> Tensor:
+    return (-x.exp()).sum(1) * x[:, 0]
+
+
 def slope_of_log_sigmoid(x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     return _gradient(torch.nn.functional.logsigmoid(x), x)
@@ -65,6 +82,9 @@ def sum_of_another_dimension(x: Tensor) -> Tensor:
     "function, gone, kept",
     [
         (product, "permute", "mm"),
+        (negated_product, "neg", "mm"),
+        (negated_product_used_twice, "nothing", "neg"),
+        (padded_product, "nothing", "slice.Tensor"),
         (slope_of_log_sigmoid, "log_sigmoid", "sigmoid"),
         (log_sigmoid_and_slope, "aten.sigmoid", "log_sigmoid_backward"),
         (parts, "slice_backward", "cat"),
@@ -82,6 +102,13 @@ def test_rule(function: Callable[[Tensor], Tensor], gone: str, kept: str) -> Non
     listing = graph.describe()
     assert gone not in listing and kept in listing
     torch.testing.assert_close(graph(second), function(second))
+
+
+def test_a_sum_is_negated_after_it() -> None:
+    listing = record(negated_sum, torch.randn(4, 3)).describe().splitlines()
+    assert [line.split("#")[1].strip() for line in listing if "neg" in line] == ["[4]"]
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(record(negated_sum, x)(x), negated_sum(x))
 
 
 def test_slopes_of_log_sigmoid_hold_far_out() -> None:

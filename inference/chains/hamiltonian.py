@@ -11,7 +11,9 @@ __all__ = [
     "Density",
     "Metric",
     "Point",
+    "decide",
     "drift",
+    "fuses",
     "kick",
     "metropolis",
     "reasonable_steps",
@@ -79,6 +81,18 @@ class Metric:
         self.dense = scale.dim() == 2
         self.transposed = scale.T.contiguous() if self.dense else scale
         self._inverse: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What a compiled graph takes of it; `Metric.of` puts them together there."""
+        return (self.scale, self.transposed)
+
+    @classmethod
+    def of(cls, scale: Tensor, transposed: Tensor) -> "Metric":
+        """The metric of these `parts`, which are taken as they are."""
+        metric = cls.__new__(cls)
+        metric.scale, metric.transposed, metric.dense, metric._inverse = scale, transposed, scale.dim() == 2, None
+        return metric
 
     @classmethod
     def identity(cls, density: Density) -> "Metric":
@@ -156,18 +170,50 @@ def trajectory(
     Returns:
         the point at the end, and the momenta there.
     """
-    z, half = point.z, step / 2
-    r = kick(metric, r, point.gradient, half)
+    z, r = point.z, kick(metric, r, point.gradient, step / 2)
+    if fuses(density, metric):
+        if isinstance(step, float):
+            step = z.new_full((len(z), 1), step)
+        for _ in range(steps - 1):
+            z, r = density.fused(fused_step, z, r, step, *metric.parts)
+        z, value, gradient, r = density.fused(fused_end, z, r, step, *metric.parts)
+        return Point(z, value, gradient), r
     for _ in range(steps - 1):
-        z = drift(metric, z, r, step)
-        r = kick(metric, r, density.gradient(z), step)
+        z, r = leapfrog(density, metric, z, r, step)
+    return last_step(density, metric, z, r, step)
+
+
+def leapfrog(density: Density, metric: Metric, z: Tensor, r: Tensor, step: Any) -> tuple[Tensor, Tensor]:
+    """One step in the midst of a trajectory: drift, and a whole kick."""
+    z = drift(metric, z, r, step)
+    return z, kick(metric, r, density.gradient(z), step)
+
+
+def last_step(density: Density, metric: Metric, z: Tensor, r: Tensor, step: Any) -> tuple[Point, Tensor]:
+    """The last step: drift, and half a kick."""
     end = Point.at(density, drift(metric, z, r, step))
-    return end, kick(metric, r, end.gradient, half)
+    return end, kick(metric, r, end.gradient, step / 2)
+
+
+def fuses(density: Any, metric: Metric) -> bool:
+    """Whether a whole step is one compiled graph: the density is compiled, and the metric's numbers never change shape."""
+    return type(metric) is Metric and getattr(density, "fuses", False)
+
+
+def fused_step(density: Density, z: Tensor, r: Tensor, step: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """`leapfrog` as a function of tensors alone."""
+    return leapfrog(density, Metric.of(*parts), z, r, step)
+
+
+def fused_end(density: Density, z: Tensor, r: Tensor, step: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """`last_step` as a function of tensors alone."""
+    end, r = last_step(density, Metric.of(*parts), z, r, step)
+    return end.z, end.value, end.gradient, r
 
 
 def kinetic(r: Tensor) -> Tensor:
     """r.r / 2 of each chain, [chain], nats."""
-    return torch.linalg.vecdot(r, r).mul_(0.5)
+    return torch.linalg.vecdot(r, r) * 0.5
 
 
 def gain(start: Point, r: Tensor, end: Point, r_end: Tensor) -> Tensor:
@@ -188,9 +234,28 @@ def metropolis(
         the chains' new point, the acceptance probability [chain], and whether the trajectory diverged [chain].
     """
     lost = gain(start, r, end, r_end)
-    accept = lost.exp().clamp_(max=1.0)
+    accept = lost.exp().clamp(max=1.0)
     uniform = torch.rand_like(accept) if uniform is None else uniform
     return start.moved(end, uniform < accept), accept, lost < -DIVERGED
+
+
+def fused_metropolis(density: Any, z: Tensor, value: Tensor, gradient: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """`metropolis` as a function of tensors alone; the others are r, the end's three, its momenta, and uniform draws."""
+    r, z_end, value_end, gradient_end, r_end, uniform = others
+    start, end = Point(z, value, gradient), Point(z_end, value_end, gradient_end)
+    new, accept, diverged = metropolis(start, r, end, r_end, uniform)
+    return new.z, new.value, new.gradient, accept, diverged
+
+
+def decide(
+    density: Any, metric: Metric, start: Point, r: Tensor, end: Point, r_end: Tensor
+) -> tuple[Point, Tensor, Tensor]:
+    """`metropolis`, as one compiled graph where the density is compiled."""
+    if not fuses(density, metric):
+        return metropolis(start, r, end, r_end)
+    tensors = (start.z, start.value, start.gradient, r, end.z, end.value, end.gradient, r_end)
+    *new, accept, diverged = density.fused(fused_metropolis, *tensors, torch.rand_like(start.value), gradients=0)
+    return Point(*new), accept, diverged
 
 
 def reasonable_steps(density: Density, metric: Metric, point: Point, step: Tensor, target: float = 0.8) -> Tensor:

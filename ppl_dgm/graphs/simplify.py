@@ -5,6 +5,9 @@ All are equal within rounding:
     log_sigmoid_backward(g, x), value unused    -> g * sigmoid(-x)      a gradient without its value
     slice_backward(a, 0, k) + slice_backward(b, k, n)  -> cat           gradients of a vector's parts
     sum(unsqueeze(x, d), d)                     -> x
+    -mm(x, A), A constant                       -> mm(x, -A)
+    y + mm(x, A), A of a few columns, not 8 m   -> y + mm(x, [A 0])[:, :n]   what BLAS does twice as fast
+    sum(-x)                                     -> -sum(x)
     -(c * (2 * x)), c one number                -> (-2 c) * x           chains of scalings
     c * (2 * x), c a constant tensor            -> (2 c) * x
 """
@@ -21,6 +24,7 @@ from ppl_dgm.graphs.tape import Node, Value, values_in
 __all__ = ["simplify"]
 
 _aten = torch.ops.aten
+_LANES, _SKINNY = 8, 128  # numbers of a vector register; columns up to which a remainder of them is felt
 
 
 def simplify(nodes: list[Node], output: Any, dynamic: set[int]) -> list[Node]:
@@ -49,7 +53,8 @@ class _Simplifier:
 
     def run(self) -> list[Node]:
         rules: list[Callable[[Node], Node | None]] = [
-            self.transposed_product, self.sigmoid, self.concatenation, self.single_sum, self.scaling,
+            self.transposed_product, self.sigmoid, self.concatenation, self.single_sum, self.scaled_product,
+            self.padded_product, self.negated_sum, self.scaling,
         ]  # fmt: skip
         kept = []
         for node in self.nodes:
@@ -123,8 +128,10 @@ class _Simplifier:
         value = forward.made[0]
         if self.users.get(value) or value in self.returned:
             return None
-        slope = self.call(_aten.sigmoid.default, self.call(_aten.neg.default, node.args[1]))
-        factor = self.number(node.args[0])
+        factor, flipped = self.number(node.args[0]), self.call(_aten.neg.default, node.args[1])
+        if factor == 1:
+            return _node(node, _aten.sigmoid.default, flipped)
+        slope = self.call(_aten.sigmoid.default, flipped)
         if factor is not None:
             return _node(node, _aten.mul.Scalar, slope, factor)
         return _node(node, _aten.mul.Tensor, node.args[0], slope)
@@ -174,6 +181,57 @@ class _Simplifier:
             return None
         return _node(node, _aten.clone.default, inner.args[0])
 
+    def scaled_product(self, node: Node) -> Node | None:
+        """The constant matrix of a product is scaled instead of the product."""
+        outer = self.scale(node)
+        if outer is None or not isinstance(outer[1], float) or self.users.get(outer[0]) != 1:
+            return None
+        product = self.made_by(outer[0], _aten.mm.default)
+        if product is None or outer[0] in self.returned or not self.fixed(product.args[1]):
+            return None
+        if not _safe_factor(outer[1], node.made[0]):
+            return None
+        matrix = product.args[1].tensor.detach()
+        scaled = torch.empty_strided(matrix.shape, matrix.stride(), dtype=matrix.dtype, device=matrix.device)
+        return _node(node, _aten.mm.default, product.args[0], _fresh(scaled.copy_(matrix * outer[1])))
+
+    def padded_product(self, node: Node) -> Node | None:
+        """Columns of zeros up to a multiple of eight; the sum that they are cut off for is contiguous as before."""
+        if node.op not in (_aten.add.Tensor, _aten.sub.Tensor) or node.kwargs or len(node.args) != 2:
+            return None
+        for place in (0, 1):
+            side, other = node.args[place], node.args[1 - place]
+            product = self.made_by(side, _aten.mm.default)
+            if product is None or not self.same(other, node.made[0]) or not other.tensor.is_contiguous():
+                continue
+            matrix = product.args[1]
+            if (
+                self.users.get(side) != 1
+                or side in self.returned
+                or not self.fixed(matrix)
+                or self.made_by(other, _aten.mm.default)
+            ):
+                continue
+            rows, columns = matrix.geometry[0]
+            spare = -columns % _LANES
+            if not spare or columns > _SKINNY or rows < columns:
+                continue
+            wide = torch.nn.functional.pad(matrix.tensor.detach(), (0, spare))
+            padded = self.call(_aten.mm.default, product.args[0], _fresh(wide))
+            cut = self.call(_aten.slice.Tensor, padded, 1, 0, columns)
+            return _node(node, node.op, *([cut, other] if place == 0 else [other, cut]))
+        return None
+
+    def negated_sum(self, node: Node) -> Node | None:
+        """The sign of a sum is changed after it, in fewer numbers."""
+        if node.op is not _aten.sum.dim_IntList or node.kwargs:
+            return None
+        inner = self.made_by(node.args[0], _aten.neg.default)
+        if inner is None or self.users.get(node.args[0]) != 1 or node.args[0] in self.returned:
+            return None
+        total = self.call(_aten.sum.dim_IntList, inner.args[0], *node.args[1:])
+        return _node(node, _aten.neg.default, total)
+
     def scaling(self, node: Node) -> Node | None:
         """Two scalings in a row are one."""
         outer = self.scale(node)
@@ -182,8 +240,7 @@ class _Simplifier:
             return None
         if isinstance(outer[1], float) and isinstance(inner[1], float):
             factor = outer[1] * inner[1]
-            tiny = torch.finfo(node.made[0].geometry[3]).tiny
-            if not math.isfinite(factor) or 0 < abs(factor) < tiny:
+            if not _safe_factor(factor, node.made[0]):
                 return None
             return _node(node, _aten.mul.Scalar, inner[0], factor)
         if isinstance(outer[1], Value) and isinstance(inner[1], float):
@@ -216,6 +273,12 @@ class _Simplifier:
         """Same shape, strides and type."""
         pick = (0, 1, 3)
         return isinstance(a, Value) and all(a.geometry[i] == b.geometry[i] for i in pick)
+
+
+def _safe_factor(factor: float, like: Value) -> bool:
+    """Whether a product with this number neither overflows by itself nor is lost in the number type."""
+    tiny = torch.finfo(like.geometry[3]).tiny
+    return math.isfinite(factor) and (factor == 0 or abs(factor) >= tiny)
 
 
 def _fresh(tensor: Tensor) -> Value:

@@ -124,3 +124,16 @@ def test_divergent_chains_do_not_spoil_the_length() -> None:
     density = Handmade(lambda z: -z.square().sum(1) / 2 - 1e8 * (z[:, 0] - 2).clamp(min=0), 3)
     run = ChEES(chains=32, warmup=100, draws=50).sample(density)
     assert math.isfinite(run.kernel.length) and bool(torch.stack(run.draws).isfinite().all())  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dense", "diagonal", "low-rank"])
+def test_compiled_steps_are_the_steps(form: str) -> None:
+    """In float64 the chains stay together for a while; every gradient is counted once."""
+    x, y = breast_cancer()
+    options = {"chains": 8, "warmup": 12, "draws": 5, "metric": form, "dtype": torch.float64}
+    runs = [
+        dgm.infer(logistic, x, y, method=ChEES(**options, backend=backend), seed=0) for backend in ("eager", "inductor")
+    ]
+    torch.testing.assert_close(runs[1].draws["b"], runs[0].draws["b"], rtol=1e-6, atol=1e-6)
+    assert runs[0].cost.gradients == runs[1].cost.gradients and runs[1].cost.path == "recorded"
