@@ -155,9 +155,7 @@ def drift(metric: Metric, z: Tensor, r: Tensor, step: Any) -> Tensor:
     return torch.addcmul(z, metric.push(r), step)
 
 
-def trajectory(
-    density: Density, metric: Metric, point: Point, r: Tensor, step: Any, steps: int
-) -> tuple[Point, Tensor]:
+def trajectory(density: Any, metric: Metric, point: Point, r: Tensor, step: Any, steps: int) -> tuple[Point, Tensor]:
     """Follow the dynamics for so many leapfrog steps from (point, r).
 
     The half kicks between two steps are taken as one, and the log density is computed at the end alone.

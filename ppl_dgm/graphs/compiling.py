@@ -86,7 +86,7 @@ def _inductor(function: Callable[..., Any], tensors: list[Tensor]) -> tuple[Call
         run: Any = compile_fx_inner(graph, tensors)
     run(list(tensors))
     spec = layouts[0]
-    if spec == pytree.tree_structure((0,) * len(graph.graph.output_node().args[0])):
+    if spec == pytree.tree_structure((0,) * spec.num_leaves):
         return run, tuple
     return run, lambda results: pytree.tree_unflatten(results, spec)
 
@@ -101,7 +101,7 @@ def _log_sigmoid_backward(gradient: Tensor, x: Tensor, small: Tensor) -> Tensor:
 
 
 # torch's own for inductor goes through 64-bit integers
-_DECOMPOSED = {
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.log_sigmoid_forward.default: _log_sigmoid_forward,
     torch.ops.aten.log_sigmoid_backward.default: _log_sigmoid_backward,
 }
