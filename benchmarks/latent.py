@@ -36,7 +36,7 @@ from ppl_dgm.nn import LIKELIHOODS
 from ppl_dgm.text import table
 
 DRAWS = 512
-OTHER_SPACES = ("sphere", "categorical")  # priors that do not go with the Gaussian posterior
+OTHER_SPACES = ("sphere", "hyperbolic", "categorical")  # priors that do not go with the Gaussian posterior
 LEVELS = 17
 UNCOUNTED = ("bernoulli", "gaussian", "mixed")  # likelihoods that are not told a number of levels
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import (
     ELBO,
@@ -55,7 +56,8 @@ class SVI(GradientLearner):
             weight those of each example), or any `pyro.infer.ELBO` object.
         particles: Monte Carlo draws per example.
         kl_weight: weight of the latent sites, a number or a function of the epoch (1, 2, ...): KL annealing, beta-VAE. Above 1 the
-            objective is a looser bound than the ELBO, below 1 it is no bound on log p(x) at all; validation uses 1.
+            objective is a looser bound than the ELBO, below 1 it is no bound on log p(x) at all; validation uses 1. A site that
+            is summed out in the model, not in the guide, has no divergence to weigh.
         guide: a guide instead of the program's: one of Pyro's autoguides by name, class or `functools.partial`
             (`partial(AutoLowRankMultivariateNormal, rank=3)`), or any guide. A program without one gets "AutoNormal".
             "AutoLaplaceApproximation" is learned as a point and ends as the normal distribution there,
@@ -63,7 +65,8 @@ class SVI(GradientLearner):
         Others: see `GradientLearner`.
 
     Raises:
-        ProgramError: minibatches without a plate `data`; a guide that does not match.
+        ProgramError: minibatches without a plate `data`; a guide that does not match; a `kl_weight` where a latent site is
+            summed out in the model.
         NumericalError: the objective left the finite numbers; the message names the site.
 
     Source: Hoffman et al. 2013; Kingma and Welling 2014; Burda et al. 2016 ("renyi" with alpha 0).
@@ -87,10 +90,6 @@ class SVI(GradientLearner):
         if self.particles < 1 or (self.elbo == "renyi" and self.particles < 2):
             raise ProgramError(
                 f"SVI: particles must be at least {2 if self.elbo == 'renyi' else 1}, but it is {self.particles}."
-            )
-        if self.elbo == "enum" and self.kl_weight != 1.0:
-            raise ProgramError(
-                "SVI: kl_weight has no meaning for elbo='enum', whose discrete sites are summed out; leave it at 1."
             )
 
     @property
@@ -121,9 +120,25 @@ class SVI(GradientLearner):
                 program = as_program(program, "AutoNormal")
         with program.running(), self._explained(program):
             trace = checked_run(program, batch, program.run_guide if program.has_guide else None)
+            if self.kl_weight != 1.0:
+                self._check_weighed(program, trace, batch)
         if self.batch_size is not None and isinstance(batch[0], Tensor) and batch[0].dim():
             _check_data_plate(program, trace)
         return program
+
+    def _check_weighed(self, program: Program, trace: Any, batch: tuple) -> None:
+        """Refuse a weight of divergences where the model's latent sites are summed out and not the guide's."""
+        if program.has_guide and self.elbo != "enum" and not isinstance(self.elbo, TraceEnum_ELBO):
+            return  # nothing is summed out, or all of it in the guide
+        with torch.no_grad():
+            drawn = latent_sites(pyro.poutine.trace(program.run_guide).get_trace(*batch)) if program.has_guide else {}
+        alone = [name for name in latent_sites(trace) if name not in drawn]
+        if alone:
+            raise ProgramError(
+                f"SVI: kl_weight weighs the divergence of the guide's sites from the model's, but {', '.join(alone)} of "
+                f"{program.name!r} is summed out in the model and drawn by no guide; leave kl_weight at 1, or give a guide that "
+                "draws it."
+            )
 
     @contextmanager
     def _explained(self, program: Program) -> Iterator[None]:

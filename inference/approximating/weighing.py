@@ -18,6 +18,7 @@ from torch import Tensor
 from ppl_dgm.batched import batched_runs
 from ppl_dgm.densities.trees import number_type
 from ppl_dgm.errors import NumericalError, ProgramError, TaskUnavailable
+from ppl_dgm.inference.approximating.shared import ManyDraws
 from ppl_dgm.program import Program
 
 __all__ = ["Draws", "LogMean", "Weighing"]
@@ -87,8 +88,9 @@ class Weighing:
 
     Every tensor argument whose first dimension is the size of the plate `data` is taken to hold one row per
     example. Its rows are repeated, once for each draw, and the program is run on them as on so many
-    observations. Where that is impossible (the plate's size is written into the program, an autoguide
-    remembers the data set's) the program is run once per draw.
+    observations; a guide with one site makes all its draws for a row from one run over that row. Where the rows
+    cannot be repeated (the plate's size is written into the program, an autoguide remembers the data set's)
+    the program is run once per draw.
 
     Attributes:
         size: the size of the plate `data` where the weights are per example, else None.
@@ -128,6 +130,7 @@ class Weighing:
         self.chunk = chunk or max(64, min(2**14, _BUDGET // max(1, numbers * (program.values or 1))))
         self._event_dims = {name: drawn.nodes[name]["fn"].event_dim for name in self.names}
         self._repeats = self.size is not None and self._can_repeat()
+        self._shares = self._repeats and self._can_share(drawn)
 
     def row_dim(self, name: str) -> int:
         """The dimension, counted from the right, of a site's draws along which its examples lie."""
@@ -158,6 +161,23 @@ class Weighing:
             return False
         return _data_plate(drawn, story) == (self.dim, count)
 
+    def _can_share(self, drawn: Any) -> bool:
+        """Whether the guide's one run over a row serves all draws for it; tried on one example, or two."""
+        found = [node for node in drawn.nodes.values() if _is_site(node)]
+        if self.prior or len(found) != 1 or found[0]["is_observed"] or len(found[0]["fn"].batch_shape) != 1:
+            return False
+        if any(_is_subsample(node) and len(node["value"]) != node["fn"].size for node in drawn.nodes.values()):
+            return False  # it draws rows of its own
+        rows, count = slice(0, min(2, self.size or 1)), 3
+        try:
+            drawn, story = self._shared_traces(rows, count)
+            if self.model:
+                self._per_example(drawn, story, rows.stop * count)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, NumericalError):
+            return False
+        shape = (rows.stop * count, *found[0]["fn"].event_shape)
+        return all(trace.nodes[name]["value"].shape == shape for trace in (drawn, story) for name in self.names)
+
     def _rows(self, rows: slice, count: int) -> tuple[tuple, dict]:
         """The program's arguments for these examples, each repeated `count` times in a row."""
 
@@ -171,7 +191,10 @@ class Weighing:
     def _repeated(self, rows: slice, count: int) -> Draws:
         """`count` draws for each of these examples in one run over repeated rows."""
         examples = rows.stop - rows.start
-        drawn, story = self._traces(*self._rows(rows, count))
+        if self._shares:
+            drawn, story = self._shared_traces(rows, count)
+        else:
+            drawn, story = self._traces(*self._rows(rows, count))
         log_weights = self._per_example(drawn, story, examples * count)  # [example * draw]
         sites = {}
         for name in self.names:
@@ -226,6 +249,18 @@ class Weighing:
                 _check_shapes(drawn, story)
         return drawn, story
 
+    def _shared_traces(self, rows: slice, count: int) -> tuple[Any, Any]:
+        """As `_traces` of these rows, each repeated, from one run of the guide over the rows as they are."""
+        (args, kwargs), (many, many_kwargs) = self._rows(rows, 1), self._rows(rows, count)
+        with pyro.validation_enabled(False), number_type(self.program, (many, many_kwargs)):
+            story = drawn = poutine.trace(ManyDraws(count)(self.program.run_guide)).get_trace(*args, **kwargs)
+            for name in [name for name, node in drawn.nodes.items() if _is_subsample(node)]:
+                drawn.remove_node(name)  # the model's plate has more rows than the guide's
+            if self.model:
+                replayed = poutine.replay(self.program.run_model, trace=drawn)
+                story = poutine.trace(replayed).get_trace(*many, **many_kwargs)
+        return drawn, story
+
     def _terms(self, drawn: Any, story: Any) -> Iterator[tuple[Tensor, float]]:
         """Each site's log density (scaled and masked) and its sign in the log weight."""
         if not self.model:
@@ -265,11 +300,12 @@ class Weighing:
 
 def _is_site(node: Any) -> bool:
     """A sample statement; Pyro records a plate's subsampling and pyro.deterministic as such, too."""
-    return (
-        node["type"] == "sample"
-        and type(node["fn"]).__name__ != "_Subsample"
-        and not (node["infer"] or {}).get("_deterministic")
-    )
+    return node["type"] == "sample" and not _is_subsample(node) and not (node["infer"] or {}).get("_deterministic")
+
+
+def _is_subsample(node: Any) -> bool:
+    """A plate's choice of rows."""
+    return node["type"] == "sample" and type(node["fn"]).__name__ == "_Subsample"
 
 
 def _is_auxiliary(node: Any) -> bool:

@@ -200,6 +200,8 @@ class GradientLearner:
                     return f"no better validation objective for {self.patience} epochs"
                 state.epoch += 1
                 getattr(objective, "begin_epoch", lambda epoch: None)(state.epoch)
+                for module in program.modules():  # parts with a schedule of their own, such as a temperature
+                    getattr(module, "begin_epoch", lambda epoch, epochs: None)(state.epoch, self.epochs)
                 rate = self._set_rate(optimiser, state.epoch)
                 mean = self._one_epoch(program, arguments, total, batch_size, step, optimiser, parameters, state)
                 row = {"epoch": state.epoch, "objective": mean, "lr": rate} | getattr(objective, "columns", dict)()

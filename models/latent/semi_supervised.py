@@ -154,8 +154,8 @@ class SemiSupervisedVAE(ConditionalVAE):
         from ppl_dgm.inference.penalised import PenalisedSVI
 
         # Chosen on the validation split of the digits. A classifier follows a decoder that has not yet learned what the classes look
-        # like, unless reconstruction comes first: hence the slow warm-up of the divergences of y and z. Pyro's object takes a
-        # weight where the name "enum" does not; every class is summed in the guide, none in the model, so it is well defined.
+        # like, unless reconstruction comes first: hence the slow warm-up of the divergences of y and z; every class is summed in
+        # the guide, none in the model, so that the weight is well defined.
         # No patience: it would hold out rows, and labels are few.
         return PenalisedSVI(
             elbo=TraceEnum_ELBO(max_plate_nesting=1),

@@ -14,7 +14,7 @@ from ppl_dgm.program import Answer, Program
 __all__ = ["DRAWS", "VAE", "variational_method"]
 
 DRAWS = 512  # importance-weighted draws of the default score
-_OTHER_SPACES = {"sphere", "categorical"}  # priors that are not over real vectors
+_OTHER_SPACES = {"sphere", "categorical", "hyperbolic"}  # priors that are not over real vectors
 
 
 class VAE(Program):

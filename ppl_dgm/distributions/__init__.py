@@ -12,10 +12,11 @@ from .gaussian_chain import GaussianChain
 from .joint_gaussian import conditional_gaussian, marginal_gaussian
 from .pushforward import Pushforward
 from .reflected_normal import ReflectedNormal
-from .relaxed import Concrete, StraightThroughGumbel
+from .relaxed import Concrete, RelaxedCategories, StraightThroughGumbel
 from .uniform_on_sphere import UniformOnSphere
 from .von_mises_fisher import VonMisesFisher
 from .word_counts import WordCounts
+from .wrapped_normal import WrappedNormal
 
 __all__ = [
     "ChainedLogistics",
@@ -30,10 +31,12 @@ __all__ = [
     "MixtureOfDiscretisedLogistics",
     "Pushforward",
     "ReflectedNormal",
+    "RelaxedCategories",
     "StraightThroughGumbel",
     "UniformOnSphere",
     "VonMisesFisher",
     "WordCounts",
+    "WrappedNormal",
     "conditional_gaussian",
     "log_bessel",
     "marginal_gaussian",

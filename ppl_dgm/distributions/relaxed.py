@@ -5,8 +5,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-__all__ = ["Concrete", "StraightThroughGumbel"]
+__all__ = ["Concrete", "RelaxedCategories", "StraightThroughGumbel"]
 
 
 class Concrete(dist.RelaxedOneHotCategorical):
@@ -97,6 +98,33 @@ class StraightThroughGumbel(dist.OneHotCategorical):
         if self._validate_args:
             self._validate_sample(value)
         return (value * self.logits).sum(-1)
+
+
+class RelaxedCategories(StraightThroughGumbel):
+    """Draws of a categorical variable relaxed to points of the simplex, with the log masses of the categories.
+
+        value = softmax((logits + g) / temperature),  g ~ Gumbel(0, 1),   log p(value) = sum_k value_k log p_k,
+
+    what a gradient learner of categories draws: the sum is the mass at a corner and its linear extension elsewhere, and
+    divergences are those of `OneHotCategorical`. It is no density of the relaxed draws (`Concrete` has that one), so that no bound
+    on an evidence comes of it.
+
+    Arguments:
+        temperature: positive; as it falls to 0 the draws become one-hot.
+        logits: [..., K].
+
+    Source: Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-softmax, section 2.
+
+    Example:
+        >>> RelaxedCategories(torch.tensor(0.5), logits=torch.zeros(3)).log_prob(torch.tensor([0.2, 0.3, 0.5]))
+        tensor(-1.0986)
+    """
+
+    support: Any = constraints.simplex
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        noisy = _with_gumbel(self.logits, self._extended_shape(torch.Size(sample_shape)))
+        return (noisy / self.temperature).softmax(-1)
 
 
 def _with_gumbel(logits: Tensor, shape: torch.Size) -> Tensor:

@@ -114,5 +114,8 @@ def bjorck(q: Tensor, steps: int = 30) -> Tensor:
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    """Row vectors times matrices: [..., D] and [..., D, M] give [..., M]."""
-    return (x.unsqueeze(-2) @ matrix).squeeze(-2)
+    """Row vectors times matrices: [..., D] and [..., D, M] give [..., M].
+
+    `matmul` would copy a matrix for every vector that shares it; here the vectors of one matrix become one product.
+    """
+    return torch.einsum("...d,...dm->...m", x, matrix)

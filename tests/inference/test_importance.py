@@ -135,9 +135,9 @@ def test_chunks_bound_the_rows_of_a_pass_and_lose_no_draw(chunk: int | None) -> 
     posterior = dgm.infer(program, X, method=dgm.Importance(draws=10, chunk=chunk), seed=0)
     assert posterior.draws["z"].shape == (1, 10, 3, 2)
     assert posterior.log_weights.shape == (10, 3)
-    # the first two passes are trials: the observations as they are, and two rows
-    assert max(program.seen[2:]) <= max(chunk or 1000, 1)
-    assert sum(program.seen[2:]) == 30
+    # the first three passes are trials: the observations as they are, two rows, and three draws for each of two rows
+    assert max(program.seen[3:]) <= max(chunk or 1000, 1)
+    assert sum(program.seen[3:]) == 30
     # each draw lies beside its own example's weight: under the exact guide that example's evidence
     torch.testing.assert_close(posterior.log_weights, program.evidence(X).expand(10, 3), atol=1e-4, rtol=0)
     z = posterior.draws["z"][0]  # [draw, example, latent]

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import ppl_dgm as dgm
@@ -348,3 +348,55 @@ def test_discrete_latents_without_a_guide_are_summed_out(x):
         fit = dgm.learn(model, x, method=SVI(elbo=elbo, epochs=1, batch_size=None), seed=0)
         assert fit.history["objective"][0] == pytest.approx(-float(mixture.log_prob(x).mean()), rel=1e-5)
         assert fit.cost.path == "recorded"
+
+
+@pytest.mark.parametrize("elbo", ["trace", "enum"])
+def test_a_weight_of_what_only_the_model_sums_out_is_refused(x, elbo):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor([0.0, 2.0]))[k], 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match="k of 'model' is summed out in the model"):
+        dgm.learn(model, x, method=SVI(elbo=elbo, epochs=1, batch_size=None, kl_weight=0.5), seed=0)
+
+
+@pytest.mark.parametrize("elbo", ["enum", TraceEnum_ELBO(max_plate_nesting=1)])
+def test_a_guide_whose_sites_are_summed_out_has_its_divergence_weighed(x, elbo):
+    """-E_q log p(x | k) + w KL(q, p) in closed form."""
+    prior, loc = torch.tensor([0.3, 0.7]), torch.tensor([0.0, 2.0])
+    logits = torch.tensor([0.2, -0.4])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(prior))
+            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "k", dist.Categorical(logits=pyro.param("logits", logits.clone())), infer={"enumerate": "parallel"}
+            )
+
+    q = logits.softmax(0)
+    fit = (dist.Normal(loc, 1.0).log_prob(x[:, None]) @ q).mean()
+    divergence = (q * (q / prior).log()).sum()
+    for weight in (0.25, 1.0, 3.0):
+        pyro.clear_param_store()
+        method = SVI(elbo=elbo, guide=guide, epochs=1, batch_size=None, lr=1e-9, kl_weight=weight)
+        found = dgm.learn(model, x, method=method, seed=0).history["objective"][0]
+        assert found == pytest.approx(float(weight * divergence - fit), rel=1e-5)
+
+
+def test_a_site_that_the_guide_leaves_to_the_sum_is_named(x):
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(mu + k, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(pyro.param("at", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(ProgramError, match="k of 'model' is summed out in the model and drawn by no guide"):
+        dgm.learn(model, x, method=SVI(elbo="enum", guide=guide, epochs=1, batch_size=None, kl_weight=0.5), seed=0)

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "discretised-logistic, scales learned": ("discretised-logistic", {"values": 5, "options": {"scale": "learned"}}),
     "logistic-mixture": ("logistic-mixture", {"values": 5, "options": {"components": 4}}),
     "chained-logistic": ("chained-logistic", {"values": 5, "options": {"components": 2}}),
+    "autoregressive": ("autoregressive", {"values": 5, "options": {"hidden": 6}}),
+    "autoregressive, bits": ("autoregressive", {"values": 2, "options": {"hidden": 6, "shape": (1, 2), "reach": 1}}),
+    "autoregressive, mixtures": ("autoregressive", {"values": 5, "options": {"hidden": 6, "components": 2}}),
     "mixed": ("mixed", {"options": {"columns": COLUMNS}}),
 }
 
@@ -187,7 +190,7 @@ def test_programs_learn_through_it(kind: str) -> None:
 
 def test_scales_of_the_decoder_differ_from_row_to_row() -> None:
     part = made("gaussian, scales decoded")
-    p: Any = part(torch.tensor([[0.0, 0.0, -2.0, 3.0], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64))
+    p: Any = part(torch.tensor([[0.0, -2.0, 0.0, 3.0], [1.0, 0.0, 1.0, 0.0]], dtype=torch.float64))
     expected = 1e-3 + nn.functional.softplus(torch.tensor([[-1.5, 3.5], [0.5, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(p.base_dist.scale, expected)
     assert not list(part.parameters())

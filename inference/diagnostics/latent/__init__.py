@@ -2,13 +2,17 @@
 
 from .aggregate import PriorMatch, prior_match
 from .decomposition import Information, Surgery, level_information, surgery
+from .defence import Defence, defend
 from .exploring import Neighbours, Walk, arithmetic, interpolate, neighbours, traverse
 from .gaps import InferenceGaps, inference_gaps
 from .report import LatentReport, diagnose_latents
+from .robustness import Attack, attack
 from .typicality import Novelty, novelty
 from .units import LatentUnits, active_units
 
 __all__ = [
+    "Attack",
+    "Defence",
     "InferenceGaps",
     "Information",
     "LatentReport",
@@ -20,6 +24,8 @@ __all__ = [
     "Walk",
     "active_units",
     "arithmetic",
+    "attack",
+    "defend",
     "diagnose_latents",
     "inference_gaps",
     "interpolate",

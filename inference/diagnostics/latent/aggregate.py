@@ -203,8 +203,8 @@ class PriorMatch:
         axes.axvline(self.threshold, color="tab:red", linewidth=1.0, linestyle="--", label="holes lie below")
         axes.set_xlabel("log q(z), nats")
         axes.set_ylabel("density")
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.35)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "columnspacing": 1.0, "handlelength": 1.4}
+        axes.legend(frameon=False, fontsize=8, **above)
 
     def _scatter(self, axes: Axes) -> None:
         first, second, names = self.encoded, self.drawn, self.units
@@ -225,8 +225,8 @@ class PriorMatch:
         axes.scatter(second[low, a], second[low, b], s=5, color="tab:red", linewidths=0, label="prior, in a hole")
         axes.set_xlabel(names[a])
         axes.set_ylabel(names[b])
-        axes.margins(y=0.12)
-        axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2, markerscale=2, borderpad=0.2)
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        axes.legend(frameon=False, fontsize=8, ncols=2, markerscale=2, **above)
 
 
 def _contours(

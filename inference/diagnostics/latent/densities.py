@@ -10,8 +10,9 @@ from ppl_dgm.conditioning import Unobserve
 from ppl_dgm.errors import TaskUnavailable
 from ppl_dgm.inference.diagnostics.latent.codes import ROWS, Layout, mean_of, per_row, traces
 from ppl_dgm.program import Program
+from ppl_dgm.tracing import sites
 
-__all__ = ["PAIRS", "decode", "pair_log_density", "prior_codes", "prior_log_density"]
+__all__ = ["PAIRS", "decode", "joint_log_density", "pair_log_density", "prior_codes", "prior_log_density"]
 
 PAIRS = 2**21
 """Numbers in the widest tensor of densities of pairs."""
@@ -102,6 +103,20 @@ def prior_log_density(program: Program, known: Layout, codes: Tensor, x: Tensor)
         trace.compute_log_prob(lambda name, site: name in known.names)
         parts.append(torch.stack([per_row(trace.nodes[name], len(some)) for name in known.names]).sum(0))
     return torch.cat(parts)
+
+
+def joint_log_density(program: Program, known: Layout, codes: Tensor, x: Tensor) -> Tensor:
+    """log p(x_n, z_n) of each row and its code, [N], in nats; differentiable in the codes where gradients are on.
+
+    Arguments:
+        program, known: the program and its latent sites.
+        codes: [N, dim].
+        x: [N, D].
+    """
+    story = poutine.trace(poutine.condition(program.run_model, known.as_sites(codes))).get_trace(x)
+    story.compute_log_prob()
+    terms = [per_row(node, len(x)) for node in sites(story).values() if not (node["infer"] or {}).get("_deterministic")]
+    return torch.stack(terms).sum(0)
 
 
 def decode(program: Program, known: Layout, codes: Tensor, x: Tensor, site: str | None = None) -> Tensor:

@@ -10,16 +10,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm.errors import ProgramError, TaskUnavailable
-from ppl_dgm.inference.diagnostics.latent.codes import Codes, Layout, at_rest, encode, per_row, rows_of, traces
+from ppl_dgm.inference.diagnostics.latent.codes import Codes, Layout, at_rest, encode, rows_of, traces
+from ppl_dgm.inference.diagnostics.latent.densities import joint_log_density
 from ppl_dgm.program import Program, as_program
 from ppl_dgm.randomness import seeded
 from ppl_dgm.tasks import evaluating, score
-from ppl_dgm.tracing import sites
 
 __all__ = ["InferenceGaps", "inference_gaps"]
 
@@ -145,15 +144,8 @@ def _bound(program: Program, known: Layout, x: Tensor, local: _Local, samples: i
         count = min(most, samples - begin)
         z, log_q = local.draw(count)
         rows = x.repeat(count, *(1,) * (x.dim() - 1))
-        story = poutine.condition(program.run_model, known.as_sites(z.flatten(0, 1)))
-        trace = poutine.trace(story).get_trace(rows)
-        trace.compute_log_prob()
-        terms = [
-            per_row(node, len(rows))
-            for node in sites(trace).values()
-            if not (node["infer"] or {}).get("_deterministic")
-        ]
-        parts.append(torch.stack(terms).sum(0).unflatten(0, (count, len(x))) - log_q)
+        joint = joint_log_density(program, known, z.flatten(0, 1), rows)
+        parts.append(joint.unflatten(0, (count, len(x))) - log_q)
     return torch.cat(parts)
 
 

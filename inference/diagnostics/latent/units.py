@@ -143,7 +143,8 @@ class LatentUnits:
             elif row.active < row.units:
                 idle = [u for u in self.collapsed if u in set(self.table.loc[self.table["site"] == row.site, "unit"])]
                 named = ", ".join(idle[:6]) + (f" and {len(idle) - 6} more" if len(idle) > 6 else "")
-                said.append(f"{row.active} of {row.units} units of {row.site} are active; {named} follow the prior.")
+                follow = "follows" if len(idle) == 1 else "follow"
+                said.append(f"{row.active} of {row.units} units of {row.site} are active; {named} {follow} the prior.")
             else:
                 said.append(f"All {row.units} units of {row.site} are active ({row.kl:.3g} nats).")
         return " ".join(said)

@@ -1,5 +1,6 @@
 """Variational posteriors of latent-variable programs: from an encoder's features to a distribution, one file each."""
 
+from .concrete import ConcretePosterior
 from .full_gaussian import FullGaussianPosterior
 from .gaussian import GaussianPosterior
 from .gumbel_softmax import GumbelSoftmaxPosterior
@@ -12,10 +13,12 @@ from .sylvester_householder import HouseholderSylvesterPosterior
 from .sylvester_orthogonal import OrthogonalSylvesterPosterior
 from .sylvester_triangular import TriangularSylvesterPosterior
 from .von_mises_fisher import VonMisesFisherPosterior
+from .wrapped_normal import WrappedNormalPosterior
 
 __all__ = [
     "POSTERIORS",
     "AmortisedPosterior",
+    "ConcretePosterior",
     "FullGaussianPosterior",
     "GaussianPosterior",
     "GumbelSoftmaxPosterior",
@@ -27,6 +30,7 @@ __all__ = [
     "StraightThroughPosterior",
     "TriangularSylvesterPosterior",
     "VonMisesFisherPosterior",
+    "WrappedNormalPosterior",
 ]
 
 POSTERIORS: dict[str, type[AmortisedPosterior]] = {
@@ -39,6 +43,8 @@ POSTERIORS: dict[str, type[AmortisedPosterior]] = {
     "planar": PlanarPosterior,
     "inverse-autoregressive": InverseAutoregressivePosterior,
     "von-mises-fisher": VonMisesFisherPosterior,
+    "wrapped-normal": WrappedNormalPosterior,
     "gumbel-softmax": GumbelSoftmaxPosterior,
     "straight-through": StraightThroughPosterior,
+    "concrete": ConcretePosterior,
 }

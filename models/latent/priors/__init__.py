@@ -6,6 +6,7 @@ from .flow import FlowPrior
 from .gtm import GTMPrior
 from .gtm_vamp import GTMVampPrior
 from .hierarchical import HierarchicalPrior
+from .hyperbolic import HyperbolicPrior
 from .mixture_of_gaussians import MixtureOfGaussiansPrior
 from .prior import Prior
 from .resampled import ResampledPrior
@@ -28,4 +29,5 @@ PRIORS: dict[str, type[Prior]] = {
     "hierarchical": HierarchicalPrior,
     "sphere": SpherePrior,
     "categorical": CategoricalPrior,
+    "hyperbolic": HyperbolicPrior,
 }

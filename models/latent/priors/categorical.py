@@ -5,6 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_dgm.distributions import Concrete
 from ppl_dgm.errors import ProgramError
@@ -16,15 +17,18 @@ __all__ = ["CategoricalPrior", "Categories"]
 
 class Categories(dist.OneHotCategorical):
     """One-hot vectors of C entries, with log p(z) = sum_k z_k log w_k, so that a gradient passes to z where z has one (that of
-    a straight-through draw).
+    a straight-through draw); at points of the simplex between the corners, which a learner may draw, the sum goes on linearly.
 
     Arguments:
         logits: log w, [..., C].
+
+    Raises:
+        ValueError: under validation, a value that is no point of the simplex.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args and not constraints.simplex.check(value).all():
+            raise ValueError("a value of Categories is no point of the simplex; give one-hot vectors.")
         return (value * self.logits).sum(-1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ProgramError
+from .autoregressive import AutoregressiveLikelihood
 from .bernoulli import BernoulliLikelihood
 from .categorical import CategoricalLikelihood
 from .chained_logistic import ChainedLogisticLikelihood
@@ -26,6 +27,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
         DiscretisedLogisticLikelihood,
         LogisticMixtureLikelihood,
         ChainedLogisticLikelihood,
+        AutoregressiveLikelihood,
         MixedLikelihood,
     )
 }
@@ -42,12 +44,12 @@ def make_likelihood(
 
     Arguments:
         likelihood: a name of `LIKELIHOODS` ("categorical", "bernoulli", "gaussian", "discretised-logistic",
-            "logistic-mixture", "chained-logistic", "mixed"), or a module with what `Likelihood` has: `features`, `values`, `support`, `scaled`,
-            `observation`, and a forward from features [batch, features] to the distribution of x.
+            "logistic-mixture", "chained-logistic", "autoregressive", "mixed"), or a module with what `Likelihood` has: `features`,
+            `values`, `support`, `scaled`, `observation`, and a forward from features [batch, features] to the distribution of x.
         observed: D.
         values: V, for the kinds that count levels or categories.
         floor: the smallest scale; the kinds without a scale do not look at it. None is the kind's own default.
-        options: of a named kind: `scale`, `components`, `columns`.
+        options: of a named kind: `scale`, `components`, `columns`, `reach`, ...
 
     Raises:
         ProgramError: the name is unknown, the options do not go with it, or the module lacks something.

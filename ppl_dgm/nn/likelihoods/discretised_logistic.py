@@ -23,8 +23,8 @@ class DiscretisedLogisticLikelihood(Likelihood):
         observed: D.
         values: V.
         floor: the smallest s_d, in levels.
-        scale: "decoder": s_d(z) from the decoder, which then gives 2 D numbers, locations first; "learned": one s_d for each
-            dimension.
+        scale: "decoder": s_d(z) from the decoder, which then gives 2 D numbers, location and scale of each dimension together;
+            "learned": one s_d for each dimension.
 
     Raises:
         ProgramError: values is missing, floor is not positive, or scale is something else.
@@ -50,7 +50,7 @@ class DiscretisedLogisticLikelihood(Likelihood):
         return constraints.integer_interval(0, (self.values or 0) - 1)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
-        a, b = (features, self.free_scale) if self.scale_from == "learned" else features.chunk(2, -1)
+        a, b = (features, self.free_scale) if self.scale_from == "learned" else self.each(features).unbind(-1)
         scale = self.floor + self.middle / 2 * softplus(b)
         return DiscretisedLogistic(self.middle * (1 + a), scale, self.values).to_event(1)
 

@@ -23,8 +23,8 @@ class GaussianLikelihood(Likelihood):
     Arguments:
         observed: D.
         floor: the smallest s_d, in the units of x.
-        scale: "learned": one s_d for each dimension; "decoder": s_d(z) from the decoder, which then gives 2 D numbers, means
-            first (a heteroscedastic Gaussian); a positive number: every s_d, in the units of x, nothing of it learned
+        scale: "learned": one s_d for each dimension; "decoder": s_d(z) from the decoder, which then gives 2 D numbers, mean
+            and scale of each dimension together (a heteroscedastic Gaussian); a positive number: every s_d, in the units of x, nothing of it learned
             (sqrt(1/2) makes -log p(x) the squared error up to a constant); "fixed": the same with `floor` as the number.
 
     Raises:
@@ -75,5 +75,5 @@ class GaussianLikelihood(Likelihood):
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         if self.scale_from != "decoder":
             return dist.Normal(features, self.scale).to_event(1)
-        mean, raw = features.chunk(2, -1)
+        mean, raw = self.each(features).unbind(-1)
         return dist.Normal(mean, self.floor + softplus(raw + _RAW)).to_event(1)

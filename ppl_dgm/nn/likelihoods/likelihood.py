@@ -20,7 +20,8 @@ class Likelihood(nn.Module):
         values: how many values a dimension takes, for kinds that count them.
 
     Attributes:
-        features: how many numbers a decoder has to give.
+        features: how many numbers a decoder has to give. Those of one entry of x stand together, entry after entry, so that
+            one decoder, a convolutional one say, serves every kind.
         inputs: how many numbers `scaled` gives an encoder; D for every kind but "mixed".
 
     Raises:
@@ -47,6 +48,10 @@ class Likelihood(nn.Module):
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """The distribution of x for features [batch, features]: batch shape [batch], event shape [D]."""
         raise NotImplementedError
+
+    def each(self, features: Tensor) -> Tensor:
+        """The features of each entry of x, [batch, D, features / D]."""
+        return features.unflatten(-1, (self.observed, -1))
 
     def scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x for an encoder, [batch, inputs]: levels 0, ..., V - 1 mapped onto [-1, 1], real numbers as they are."""

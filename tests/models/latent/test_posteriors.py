@@ -16,9 +16,11 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import ppl_dgm as dgm
 from ppl_dgm import Program
 from ppl_dgm.batched import batched_runs
-from ppl_dgm.distributions import Concrete, Pushforward, UniformOnSphere
+from ppl_dgm.distributions import Concrete, Pushforward, UniformOnSphere, WrappedNormal
 from ppl_dgm.errors import ProgramError
+from ppl_dgm.models import VAE
 from ppl_dgm.models.latent.posteriors import POSTERIORS
+from ppl_dgm.models.latent.priors.categorical import Categories
 
 FLOWS = [
     "householder",
@@ -29,7 +31,7 @@ FLOWS = [
     "inverse-autoregressive",
 ]
 REAL = ["gaussian", "full-gaussian", *FLOWS]
-DISCRETE = ["gumbel-softmax", "straight-through"]
+DISCRETE = ["gumbel-softmax", "straight-through"]  # as they are scored
 EVERY = pytest.mark.parametrize("name", POSTERIORS)
 SMALL = {
     "sylvester-orthogonal": {"steps": 2},
@@ -37,15 +39,16 @@ SMALL = {
     "sylvester-triangular": {"steps": 2},
     "planar": {"steps": 3},
     "inverse-autoregressive": {"steps": 2, "hidden": (16,)},
-    "gumbel-softmax": {"classes": 2, "temperature": 0.8},
+    "concrete": {"classes": 2, "temperature": 0.8},
+    "gumbel-softmax": {"classes": 3},
     "straight-through": {"classes": 3},
 }
 
 
 def made(name: str, latent: int | None = None, **options: Any) -> Any:
-    """A small posterior of two dimensions (three around the sphere), float64."""
+    """A small posterior of two dimensions (three around the sphere), float64, in evaluation mode."""
     latent = latent or (3 if name == "von-mises-fisher" else 2)
-    return POSTERIORS[name](latent, **{**SMALL.get(name, {}), **options}).double()
+    return POSTERIORS[name](latent, **{**SMALL.get(name, {}), **options}).double().eval()
 
 
 def random_features(posterior: Any, *batch: int, size: float = 0.7) -> Tensor:
@@ -64,7 +67,14 @@ def nodes(name: str) -> tuple[Tensor, Tensor]:
         w, t = (x.flatten() for x in torch.meshgrid(height, turn, indexing="ij"))
         around = (1 - w.square()).sqrt()
         return torch.stack([w, around * t.cos(), around * t.sin()], -1), weight.repeat_interleave(60) * (math.pi / 30)
-    if name == "gumbel-softmax":  # two variables of two classes; coordinates are log odds
+    if name == "wrapped-normal":  # the disc, by distance from its centre and angle
+        height, weight = map(torch.from_numpy, leggauss(200))
+        r, t = 8 * (1 + height), torch.arange(160, dtype=torch.float64) * (math.pi / 80)
+        radius = (r / 2).tanh()
+        area = 8 * weight * radius * 0.5 / (r / 2).cosh().square() * (math.pi / 80)
+        points = radius[:, None, None] * torch.stack([t.cos(), t.sin()], -1)
+        return points.flatten(0, 1), area.repeat_interleave(160)
+    if name == "concrete":  # two variables of two classes; coordinates are log odds
         line = torch.linspace(-50, 50, 501, dtype=torch.float64)
         odds = torch.cartesian_prod(line, line)
         points = torch.stack([odds, -odds], -1).sigmoid()
@@ -126,7 +136,7 @@ def test_a_value_is_scored_alike_whether_remembered_or_not(name: str) -> None:
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.detach().clone()), atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in POSTERIORS if n != "straight-through"])
+@pytest.mark.parametrize("name", [n for n in POSTERIORS if n not in DISCRETE])
 def test_the_gradient_of_an_expectation(name: str) -> None:
     """Draws against the difference of two integrals over the density, along two directions in the features."""
     torch.manual_seed(2)
@@ -164,6 +174,59 @@ def test_the_gradient_of_straight_through_draws_is_biased_and_that_of_their_dive
     cosine = torch.nn.functional.cosine_similarity(draws.mean(0), true[0], dim=0)
     assert float(cosine) > 0.8  # it points the right way
     assert (draws.mean(0) - true[0]).abs().max() > 4.5 * float(draws.std(0).max()) / 20_000**0.5  # and is not right
+
+
+def test_gumbel_softmax_is_relaxed_while_learning_and_exact_when_scored() -> None:
+    posterior = made("gumbel-softmax", temperature=0.7)
+    features = random_features(posterior, 50)
+    prior = Categories(logits=torch.tensor([0.0, 1.0, 2.0]).double().log_softmax(0).expand(2, 3)).to_event(1)
+    exact = kl_divergence(posterior(features), prior.expand([50]))
+    posterior.train()
+    q = posterior(features)
+    torch.manual_seed(0)
+    z = q.rsample()
+    torch.manual_seed(0)
+    of_density = Concrete(torch.tensor(0.7).double(), logits=features.unflatten(-1, (2, 3))).to_event(1).rsample()
+    torch.testing.assert_close(z, of_density)  # the draws are those of the relaxation
+    assert float(z.amax(-1).median()) < 0.98
+    torch.testing.assert_close(kl_divergence(q, prior.expand([50])), exact)  # and the divergence that of the categories
+    log_p = features.unflatten(-1, (2, 3)).log_softmax(-1)
+    torch.testing.assert_close(q.log_prob(z), (z * log_p).sum((-2, -1)))
+    corner = posterior.eval()(features).rsample()
+    torch.testing.assert_close(prior.log_prob(corner), (corner * prior.base_dist.logits).sum((-2, -1)))
+    with pytest.raises(ValueError, match="simplex"):
+        Categories(logits=torch.zeros(3), validate_args=True).log_prob(torch.tensor([0.5, 0.0, 0.0]))
+
+
+def test_the_temperature_falls_over_the_epochs_of_a_recorded_step() -> None:
+    linear, x = program("gumbel-softmax", temperature=0.8, last=0.2)
+    seen: list[float] = []
+    method = dgm.SVI(epochs=4, batch_size=32, kl_weight=lambda epoch: seen.append(float(linear.q.temperature)) or 1.0)
+    fit = dgm.learn(linear, x, method=method, seed=0)
+    assert fit.cost.path == "recorded"
+    assert float(linear.q.temperature) == pytest.approx(0.2)
+    # the objective's schedule comes before that of the parts, so that it sees the epoch before
+    assert seen == pytest.approx([0.8, 0.8, 0.8 * 0.25 ** (1 / 3), 0.8 * 0.25 ** (2 / 3)])
+
+
+def test_gumbel_softmax_finds_clusters_where_the_density_of_the_relaxation_collapses() -> None:
+    """Four rows of bits with noise, and one variable of four classes: log p(x) is -log 4 and the entropy of the noise at best."""
+    torch.manual_seed(1)
+    rows = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    x = (rows[torch.randint(4, (400,))] + (torch.rand(400, 6) < 0.05)) % 2
+    best = -math.log(4) + 6 * (0.05 * math.log(0.05) + 0.95 * math.log(0.95))
+    found = {}
+    for name in ("gumbel-softmax", "concrete"):
+        torch.manual_seed(0)
+        vae = VAE(
+            6, latent=1, hidden=16, depth=1, likelihood="bernoulli", posterior=name, posterior_options={"classes": 4},
+            encoder_dropout=0.0, decoder_dropout=0.0,
+        )  # fmt: skip
+        method = dgm.SVI(elbo="mean_field", epochs=40, batch_size=40, lr=0.01)
+        dgm.learn(vae, x.float(), method=method, seed=0)
+        found[name] = float(dgm.score(vae, x.float(), method=dgm.ELBO(draws=20), seed=0).value.mean())
+    assert best - 0.4 < found["gumbel-softmax"] < best + 0.3
+    assert found["concrete"] < found["gumbel-softmax"] - 0.3
 
 
 # -- structure --------------------------------------------------------------------------------------------------------
@@ -282,7 +345,10 @@ def test_closed_divergences_are_the_means_of_draws() -> None:
         ("inverse-autoregressive", 2, {"context": 0}, "context"),
         ("inverse-autoregressive", 2, {"hidden": ()}, "hidden"),
         ("von-mises-fisher", 1, {}, "at least 2"),
+        ("wrapped-normal", 1, {}, "at least 2"),
         ("gumbel-softmax", 2, {"classes": 1}, "classes"),
+        ("gumbel-softmax", 2, {"last": 2.0}, "last is 2.0"),
+        ("concrete", 2, {"temperature": -1.0}, "temperature"),
         ("straight-through", 2, {"temperature": 0.0}, "temperature"),
     ],
 )
@@ -316,11 +382,13 @@ class Linear(Program):
         zeros = torch.zeros(self.q.latent, dtype=self.dtype, device=self.device)
         if self.q.prior == "sphere":
             return UniformOnSphere(zeros)
+        if self.q.prior == "hyperbolic":
+            return WrappedNormal(zeros, 1 + zeros)
         if self.q.prior == "categorical":
             logits = zeros.new_zeros(self.q.latent, self.q.classes)
             temperature = self.q.prior_options.get("temperature")
             if temperature is None:
-                return dist.OneHotCategorical(logits=logits).to_event(1)
+                return Categories(logits=logits).to_event(1)
             return Concrete(torch.full_like(zeros[0], temperature), logits=logits).to_event(1)
         return dist.Normal(zeros, 1.0).to_event(1)
 
@@ -408,12 +476,12 @@ def test_the_learned_bound_is_below_the_evidence_and_tight_where_it_can_be(name:
 
 
 def test_a_relaxed_bound_is_one_on_the_relaxed_program_and_not_on_the_discrete_one() -> None:
-    relaxed, x = program("gumbel-softmax")
+    relaxed, x = program("concrete")
     discrete = Linear("straight-through", classes=2)
     corners = torch.eye(2, dtype=torch.float64)
     points = torch.stack([torch.stack([a, b]) for a in corners for b in corners])
     likelihood = discrete.likelihood(points).expand([4]).log_prob(x[:5].unsqueeze(1))
-    of_discrete, of_relaxed = likelihood.logsumexp(1) - math.log(4), relaxed.evidence(x[:5], "gumbel-softmax")
+    of_discrete, of_relaxed = likelihood.logsumexp(1) - math.log(4), relaxed.evidence(x[:5], "concrete")
     assert (of_discrete - of_relaxed).abs().max() > 0.3
     score = dgm.score(discrete, x[:5], method=dgm.ImportanceWeighted(draws=2000), seed=0)
     assert ((score.value - of_discrete).abs() < 4.5 * score.stderr + 1e-9).all()

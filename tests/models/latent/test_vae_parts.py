@@ -15,7 +15,11 @@ from ppl_dgm.models.latent.posteriors import POSTERIORS
 from ppl_dgm.models.latent.priors import PRIORS
 
 LATENT, CLASSES = 3, 4
-POSTERIOR_OF = {"sphere": "von-mises-fisher", "categorical": "straight-through"}  # else the Gaussian one
+POSTERIOR_OF = {
+    "sphere": "von-mises-fisher",
+    "categorical": "straight-through",
+    "hyperbolic": "wrapped-normal",
+}  # else the Gaussian one
 SMALL: dict[str, dict[str, Any]] = {  # networks and counts that a test can afford
     "gtm": {"hidden": 8},
     "gtm-vamp": {"hidden": 8},
@@ -24,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {  # networks and counts that a test can affo
     "resampled": {"hidden": 8, "tries": 10, "draws": 64, "points": 256},
     "hierarchical": {"hidden": 8},
     "categorical": {"classes": CLASSES},
+    "concrete": {"classes": CLASSES},
     "gumbel-softmax": {"classes": CLASSES},
     "straight-through": {"classes": CLASSES},
     "inverse-autoregressive": {"hidden": (8,), "steps": 2},
