@@ -74,7 +74,7 @@ def test_draws_have_the_probabilities_of_the_density(kind: str) -> None:
 def test_an_entry_sees_those_before_it_within_reach_and_no_others() -> None:
     assert [seen(made(), d) for d in (0, 1, 5)] == [[], [0], [0, 1, 2, 3, 4]]
     assert seen(made(reach=2), 5) == [3, 4]
-    image = {"observed": 12, "shape": (3, 4)}
+    image: dict[str, Any] = {"observed": 12, "shape": (3, 4)}
     assert seen(made(**image), 6) == [0, 1, 2, 3, 4, 5]
     assert seen(made(**image, reach=1), 6) == [1, 2, 3, 5]  # three above and one to the left
     assert seen(made(**image, reach=1), 7) == [2, 3, 6]  # at the right edge
@@ -106,10 +106,11 @@ def test_one_entry_at_a_time_is_what_all_at_once_gives(kind: str) -> None:
 def test_draws_of_z_broadcast_against_x_and_share_what_x_alone_decides(kind: str) -> None:
     part = made(**KINDS[kind])
     x, f = torch.randint(3, (5, 6)), features(part, 7, 5)
-    network, rows = part.network.forward, []
-    part.network.forward = lambda values: rows.append(values.shape) or network(values)
+    seen_by_network: list[torch.Size] = []
+    hook = part.network.register_forward_pre_hook(lambda _, inputs: seen_by_network.append(inputs[0].shape))
     found = part(f).log_prob(x)  # [draw, row]
-    assert rows == [(5, 6)]
+    hook.remove()
+    assert seen_by_network == [(5, 6)]  # once for all draws
     one_by_one = torch.stack([part(f[k]).log_prob(x) for k in range(7)])
     torch.testing.assert_close(found, one_by_one)
     torch.testing.assert_close(torch.func.vmap(lambda each: part(each).log_prob(x))(f), one_by_one)
@@ -121,14 +122,17 @@ def test_draws_of_z_broadcast_against_x_and_share_what_x_alone_decides(kind: str
     assert drawn.shape == (200, 5, 6) and drawn.unique(dim=0).shape[0] > 100
 
 
-def test_a_mixture_starts_with_components_apart_and_a_network_without_reach_at_bits_is_small() -> None:
-    part = make_likelihood("autoregressive", 1, 17, options={"components": 3})
-    with torch.no_grad():
-        part.network.out.zero_()
-    law = part.law(torch.zeros(9))
-    assert law.loc.tolist() == [4.0, 8.0, 12.0]
-    assert part.network.codes.shape == (17, 3)
-    assert make_likelihood("autoregressive", 4, 2).network.codes.tolist() == [[-1.0], [1.0]]
+def test_a_mixture_starts_with_components_apart() -> None:
+    part: Any = make_likelihood("autoregressive", 1, 17, options={"components": 3})
+    assert part.law(torch.zeros(9)).loc.tolist() == [4.0, 8.0, 12.0]
+
+
+def test_what_the_network_is_told_of_a_value_tells_few_values_apart() -> None:
+    for values in (2, 3, 4):  # any function of so few values is an affine one of these numbers
+        codes = made(values).network.codes
+        assert codes.shape == (values, values - 1)
+        assert torch.linalg.matrix_rank(torch.cat([codes, torch.ones(values, 1)], 1).detach()) == values
+    assert made(17).network.codes.shape == (17, 3)
 
 
 def test_dropout_is_for_learning_alone() -> None:

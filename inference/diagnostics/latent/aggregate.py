@@ -203,8 +203,7 @@ class PriorMatch:
         axes.axvline(self.threshold, color="tab:red", linewidth=1.0, linestyle="--", label="holes lie below")
         axes.set_xlabel("log q(z), nats")
         axes.set_ylabel("density")
-        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "columnspacing": 1.0, "handlelength": 1.4}
-        axes.legend(frameon=False, fontsize=8, **above)
+        _legend_above(axes, 3)
 
     def _scatter(self, axes: Axes) -> None:
         first, second, names = self.encoded, self.drawn, self.units
@@ -225,8 +224,14 @@ class PriorMatch:
         axes.scatter(second[low, a], second[low, b], s=5, color="tab:red", linewidths=0, label="prior, in a hole")
         axes.set_xlabel(names[a])
         axes.set_ylabel(names[b])
-        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-        axes.legend(frameon=False, fontsize=8, ncols=2, markerscale=2, **above)
+        _legend_above(axes, 2)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(
+        frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, columnspacing=1.0,
+        handlelength=1.4, markerscale=2,
+    )  # fmt: skip
 
 
 def _contours(

@@ -29,8 +29,8 @@ class AutoregressiveLikelihood(Likelihood):
     x, g runs once for all of them.
 
     With full reach g alone can carry p(x): then the bound is best where q(z | x) is the prior, and the code collapses
-    (`ppl_dgm.diagnose_latents` tells). Against that: a short reach, so that z must carry what is far apart (Chen et al. 2017),
-    `FreeBits`, or a slow KL warm-up.
+    (`ppl_dgm.diagnose_latents` tells). Against that: `FreeBits`, a slow KL warm-up, and with it a short reach, so that z must
+    carry what is far apart (Chen et al. 2017).
 
     Arguments:
         observed: D.
@@ -82,7 +82,10 @@ class AutoregressiveLikelihood(Likelihood):
         count = int(values or 0)
         each = count if components is None else 3 * components
         self.features = each * observed
-        self.network = _Before(observed, count, hidden, each, reach, shape, dropout)
+        if shape is None:
+            self.network: _Before = _Sequence(observed, count, hidden, each, reach, dropout)
+        else:
+            self.network = _Image((shape[0], shape[1]), count, hidden, each, reach, dropout)
         places = torch.linspace(-1, 1, (components or 0) + 2)[1:-1]
         self.register_buffer("places", places, persistent=False)  # [J], where locations begin
 
@@ -163,77 +166,99 @@ class AutoregressiveEntries(dist.TorchDistribution):
 
 
 class _Before(nn.Module):
-    """From values [..., D] to numbers [..., D, n] of which the d-th depend on the d-1 values before alone.
+    """From values [..., D] to numbers [..., D, n] of which the d-th depend on the d - 1 values before alone.
 
     Arguments:
-        observed, values, hidden, reach, shape, dropout: of the likelihood.
+        observed: D.
+        values: V.
+        sources: how many entries, or offsets, have weights into the hidden layer.
+        seen: how many of them count for one entry, about, for the scale of the first weights.
+        hidden: units of the hidden layer, for each entry.
         each: n.
+        tied: 1 where all entries share the weights out of the hidden layer, else D.
+        dropout: of the hidden layer.
     """
 
-    near: Tensor
-
     def __init__(
-        self, observed: int, values: int, hidden: int, each: int, reach: int | None, shape: Any, dropout: float
+        self, observed: int, values: int, sources: int, seen: float, hidden: int, each: int, tied: int, dropout: float
     ) -> None:
         super().__init__()
-        self.observed, self.shape = observed, shape and tuple(shape)
-        # what the network is told of a level: its place in the range, whether it is the lowest, whether the highest
+        # what the network is told of a value: its place in the range, whether it is the lowest, whether the highest
         codes = torch.stack([torch.linspace(-1, 1, values), *torch.eye(values)[[0, -1]]], -1)
         self.codes = nn.Parameter(codes[:, : min(values - 1, 3)].clone())  # [V, channels]
         channels = self.codes.shape[1]
-        if shape is None:
-            rows, columns, kept, tied = 0, 0, observed, observed
-            apart = torch.arange(observed)[:, None] - torch.arange(observed)
-            seen = ((apart > 0) & (apart <= (reach or observed))).float()  # [D, D]
-            usual = float(min(reach or observed, observed))
-        else:
-            height, width = self.shape
-            rows, columns = min(reach or height, height - 1), min(reach or width, width - 1)
-            kept, tied, seen = rows * (2 * columns + 1) + columns, 1, torch.zeros(0)
-            usual = float(kept) / 2  # of the offsets around an entry about half lie in the image
-        self.rows, self.columns = rows, columns
-        self.register_buffer("near", seen, persistent=False)
-        spread = (2 * max(usual, 1.0) * channels) ** -0.5
-        self.coupling = nn.Parameter(spread * torch.randn(kept, channels, hidden))  # of entries, or of offsets
+        scale = (2 * max(seen, 1.0) * channels) ** -0.5
+        self.coupling = nn.Parameter(scale * torch.randn(sources, channels, hidden))
         self.bias = nn.Parameter(torch.zeros(observed, hidden))
-        self.dropout = nn.Dropout(dropout)
-        # the entries of a sequence have weights of their own, those of an image share them
         self.out = nn.Parameter(hidden**-0.5 * (2 * torch.rand(tied, hidden, each) - 1))
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        codes = self._codes(x)  # [..., D, channels]
-        hidden = self._sequence(codes) if self.shape is None else self._image(codes)
-        active = self.dropout(functional.silu(hidden + self.bias))  # [..., D, hidden]
-        return (active.unsqueeze(-2) @ self.out).squeeze(-2) if self.shape is None else active @ self.out[0]
+    def encoded(self, x: Tensor) -> Tensor:
+        """[..., channels] for values [...]."""
+        return functional.embedding(x.long(), self.codes)
+
+    def active(self, hidden: Tensor) -> Tensor:
+        return self.dropout(functional.silu(hidden))
 
     def entry(self, before: Tensor) -> Tensor:
         """The numbers of entry d, [..., n], for the values [..., d] before it."""
+        raise NotImplementedError
+
+
+class _Sequence(_Before):
+    """hidden_d = sum_{e near d} C_e e(x_e) + b_d; each entry has its own weights out of the hidden layer (NADE)."""
+
+    near: Tensor
+
+    def __init__(self, observed: int, values: int, hidden: int, each: int, reach: int | None, dropout: float) -> None:
+        reach = min(reach or observed, observed)
+        super().__init__(observed, values, observed, reach, hidden, each, observed, dropout)
+        apart = torch.arange(observed)[:, None] - torch.arange(observed)
+        self.register_buffer("near", ((apart > 0) & (apart <= reach)).float(), persistent=False)  # [D, D]
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = torch.einsum("...ec,ech->...eh", self.encoded(x), self.coupling)  # by each entry to those that see it
+        active = self.active(self.near @ added + self.bias)  # [..., D, hidden]
+        return (active.unsqueeze(-2) @ self.out).squeeze(-2)
+
+    def entry(self, before: Tensor) -> Tensor:
         d = before.shape[-1]
-        codes = self._codes(before)
-        if self.shape is None:
-            hidden = torch.einsum("...ec,ech->...h", codes * self.near[d, :d, None], self.coupling[:d])
-        else:
-            codes = functional.pad(codes, (0, 0, 0, self.observed - d)).unflatten(-2, self.shape)
-            around = functional.pad(codes, (0, 0, self.columns, self.columns, self.rows, 0))
-            row, column = divmod(d, self.shape[1])
-            window = around[..., row : row + self.rows + 1, column : column + 2 * self.columns + 1, :]
-            seen = window.flatten(-3, -2)[..., : len(self.coupling), :]  # those before d
-            hidden = torch.einsum("...oc,och->...h", seen, self.coupling)
-        active = self.dropout(functional.silu(hidden + self.bias[d]))
-        return active @ self.out[d if self.shape is None else 0]
+        seen = self.encoded(before) * self.near[d, :d, None]
+        hidden = torch.einsum("...ec,ech->...h", seen, self.coupling[:d])
+        return self.active(hidden + self.bias[d]) @ self.out[d]
 
-    def _codes(self, x: Tensor) -> Tensor:
-        return functional.embedding(x.long(), self.codes)
 
-    def _sequence(self, codes: Tensor) -> Tensor:
-        """[..., D, hidden]: what every entry adds to those that see it, summed."""
-        return self.near.to(codes) @ torch.einsum("...ec,ech->...eh", codes, self.coupling)
+class _Image(_Before):
+    """hidden_d = sum_o C_o e(x_{d-o}) + b_d: a convolution whose kernel is zero from the middle of its last row on (PixelCNN)."""
 
-    def _image(self, codes: Tensor) -> Tensor:
-        """[..., D, hidden]: a convolution whose kernel is zero from the middle of its last row on."""
+    def __init__(
+        self, shape: tuple[int, int], values: int, hidden: int, each: int, reach: int | None, dropout: float
+    ) -> None:
+        height, width = shape
+        rows, columns = min(reach or height, height - 1), min(reach or width, width - 1)
+        offsets = rows * (2 * columns + 1) + columns
+        # of the offsets about half lie in the image
+        super().__init__(height * width, values, offsets, offsets / 2, hidden, each, 1, dropout)
+        self.shape, self.rows, self.columns = shape, rows, columns
+
+    def forward(self, x: Tensor) -> Tensor:
         window = self.rows + 1, 2 * self.columns + 1
         kernel = functional.pad(self.coupling.permute(2, 1, 0), (0, self.columns + 1)).unflatten(-1, window)
-        image = codes.movedim(-1, -2).unflatten(-1, self.shape)  # [..., channels, height, width]
-        padded = functional.pad(image, (self.columns, self.columns, self.rows, 0))
-        found = functional.conv2d(padded.reshape(-1, *padded.shape[-3:]), kernel)  # [batch, hidden, height, width]
-        return found.flatten(2).mT.reshape(*codes.shape[:-1], -1)
+        padded = self._padded(self.encoded(x)).movedim(-1, -3)  # [..., channels, rows + height, width + 2 columns]
+        found = functional.conv2d(padded.reshape(-1, *padded.shape[-3:]), kernel)
+        hidden = found.flatten(-2).mT.reshape(*x.shape, -1)  # [..., D, hidden]
+        return self.active(hidden + self.bias) @ self.out[0]
+
+    def entry(self, before: Tensor) -> Tensor:
+        d = before.shape[-1]
+        row, column = divmod(d, self.shape[1])
+        later = self.shape[0] * self.shape[1] - d
+        padded = self._padded(functional.pad(self.encoded(before), (0, 0, 0, later)))
+        window = padded[..., row : row + self.rows + 1, column : column + 2 * self.columns + 1, :]
+        seen = window.flatten(-3, -2)[..., : len(self.coupling), :]  # those before d
+        hidden = torch.einsum("...oc,och->...h", seen, self.coupling)
+        return self.active(hidden + self.bias[d]) @ self.out[0]
+
+    def _padded(self, codes: Tensor) -> Tensor:
+        """[..., D, channels] as images with zeros above, to the left and to the right."""
+        return functional.pad(codes.unflatten(-2, self.shape), (0, 0, self.columns, self.columns, self.rows, 0))
