@@ -139,9 +139,8 @@ class DomainInvariantVAE(Program):
         for (weight, condition, label, q), classifier in zip(parts, self.classifiers, strict=True):
             if label is not None and weight > 0:
                 log_q = classifier(q.rsample()).log_softmax(-1)
-                total = total - weight * (log_q * condition.code(label)).sum() / len(
-                    x
-                )  # a missing label's code is zero
+                known = condition.code(label)  # zero where a label is missing
+                total = total - weight * (log_q * known).sum() / len(x)
         return total
 
     @torch.no_grad()

@@ -31,8 +31,9 @@ class VAE(Program):
         latent: dimensions of z.
         hidden: units of each hidden layer, encoder and decoder alike.
         likelihood: a name of `ppl_dgm.nn.LIKELIHOODS`: "categorical", "discretised-logistic" or "logistic-mixture" (entries
-            0 to V - 1), "chained-logistic" or "autoregressive" (entries that see those before them), "bernoulli" (0 or 1), "gaussian" (real numbers, best standardised; one learned standard deviation for
-            each dimension), "mixed" (columns of a table); or a module like those.
+            0 to V - 1), "chained-logistic" or "autoregressive" (entries that see those before them), "bernoulli" (0 or 1),
+            "gaussian" (real numbers, best standardised; one learned standard deviation for each dimension), "mixed"
+            (columns of a table); or a module like those.
         prior: a name of `ppl_dgm.models.latent.priors.PRIORS` ("standard", "mixture-of-gaussians", "vamp", "flow", ...), a
             distribution over z, or a module; see `make_prior`. None is the posterior's usual one.
         posterior: a name of `ppl_dgm.models.latent.posteriors.POSTERIORS` ("gaussian", "full-gaussian", "householder",
