@@ -97,7 +97,7 @@ def infer_schools(out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-    posterior = dgm.infer(schools, y, sigma, method=dgm.NUTS(chains=4, warmup=500, draws=1000), seed=0)
+    posterior = dgm.infer(schools, y, sigma, method=dgm.NUTS(target_accept=0.95), seed=0)
     posterior.save(out / "schools")
     return {"summary": posterior.summary(var_names=["mu", "tau"]).to_string(), "findings": posterior.diagnose()}
 
