@@ -337,7 +337,8 @@ class Flips:
             one = self._changed(old, new, [[i] for i in range(n)], state) - base
             for i in range(n - 1):
                 rest = list(range(i + 1, n))
-                two = self._changed(old, new, [[i, j] for j in rest], state) - base
+                # with every j, also those known already: as many points each time make one recorded graph
+                two = (self._changed(old, new, [[i, j] for j in range(n)], state) - base)[:, rest]
                 apart = (two - one[:, i : i + 1] - one[:, rest]).abs()
                 free = apart <= 1e-9 * (1 + base.abs())  # not a number: they interact
                 meets[i, rest] |= ~free.all(0).cpu()

@@ -159,16 +159,16 @@ class Factors:
         """Double precision, if need be with a copy of the program whose parameters are; else what there is."""
         program, args, kwargs = self.program, self._args, self._kwargs
         wide = torch.float64
-        for copied in (False, True):
+        # single precision parameters among double precision values would often run too, and blur every comparison
+        narrow = any(p.is_floating_point() and p.dtype != wide for p in program.parameters())
+        for copied in (True, False) if narrow else (False,):
             try:
-                if copied:
-                    self.program = copy.deepcopy(program).double()
+                self.program = copy.deepcopy(program).double() if copied else program
                 self._args, self._kwargs = cast(args, wide), cast(kwargs, wide)
                 self._run(wide)
                 return
             except (RuntimeError, ValueError, TypeError):
-                if not copied and not any(p.is_floating_point() for p in program.parameters()):
-                    break
+                continue
         self.program, self._args, self._kwargs = program, cast(args, self.native), cast(kwargs, self.native)
         self.dtype = self.native
 

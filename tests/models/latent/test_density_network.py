@@ -22,9 +22,9 @@ def evidence(program: DensityNetwork) -> MultivariateNormal:
 
 def test_the_bound_with_the_prior_as_guide_is_simple_monte_carlo():
     program, x = linear(), torch.randn(5, 3)
-    one = dgm.score(program, x, method=dgm.ImportanceWeighted(draws=300), seed=0)
-    other = dgm.score(program, x, method=dgm.SimpleMonteCarlo(draws=300), seed=0)
-    assert torch.allclose(one.value, other.value, atol=1e-4)
+    one = dgm.score(program, x, method=dgm.ImportanceWeighted(draws=20000), seed=0)
+    other = dgm.score(program, x, method=dgm.SimpleMonteCarlo(draws=20000), seed=0)  # draws of their own
+    assert ((one.value - other.value).abs() < 5 * torch.hypot(one.stderr, other.stderr)).all()
     assert (one.kind, other.kind) == ("lower_bound", "estimate")
 
 
