@@ -157,7 +157,7 @@ class LogDensity:
         self.gradients += gradients * len(z)
         name = f"fused {function.__name__}"
         if name not in self._graphs:
-            inside = self._inside(lambda *tensors: function(_Unrecorded(self), *tensors))
+            inside = self._inside(lambda *tensors: function(_Inside(self), *tensors))
             self._graphs[name] = Recorder(inside, backend=self.backend)
         return self._replay(self._graphs[name], z, *others)
 
@@ -506,7 +506,7 @@ class LogDensity:
         return f"LogDensity({self.program.name!r}, dim={self.dim}, dtype={self.dtype}, {how})"
 
 
-class _Unrecorded:
+class _Inside:
     """A density inside a graph that is being recorded around it."""
 
     def __init__(self, density: LogDensity) -> None:

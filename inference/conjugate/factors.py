@@ -160,15 +160,16 @@ class Factors:
         program, args, kwargs = self.program, self._args, self._kwargs
         wide = torch.float64
         # single precision parameters among double precision values would often run too, and blur every comparison
-        narrow = any(p.is_floating_point() and p.dtype != wide for p in program.parameters())
+        held = [*program.parameters(), *program.buffers()]
+        narrow = any(value.is_floating_point() and value.dtype != wide for value in held)
         for copied in (True, False) if narrow else (False,):
             try:
                 self.program = copy.deepcopy(program).double() if copied else program
                 self._args, self._kwargs = cast(args, wide), cast(kwargs, wide)
                 self._run(wide)
                 return
-            except (RuntimeError, ValueError, TypeError):
-                continue
+            except (RuntimeError, ValueError, TypeError, AttributeError, copy.Error):
+                pass  # not in this precision, or no copy can be made
         self.program, self._args, self._kwargs = program, cast(args, self.native), cast(kwargs, self.native)
         self.dtype = self.native
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import ppl_dgm as dgm
 from ppl_dgm.errors import FileError, NumericalError, ProgramError, TaskUnavailable
+from ppl_dgm.inference.conjugate.factors import Factors
 
 F64 = torch.float64
 
@@ -467,3 +468,15 @@ def test_what_cannot_be_done_is_said_in_a_sentence(story, error, words) -> None:
 def test_wrong_options_are_named(options) -> None:
     with pytest.raises(ProgramError, match=f"Gibbs: {next(iter(options))} must be"):
         dgm.Gibbs(**options)
+
+
+def test_a_program_of_single_precision_is_computed_in_double_so_that_its_rows_are_drawn_at_once() -> None:
+    """Rounding of single precision would look as if the rows depended on one another."""
+    torch.manual_seed(0)
+    program, x = dgm.models.FactorialMixture(observed=4, causes=3, exact_up_to=4), torch.randn(30, 4)
+    factors = Factors(program, x)
+    held = [*factors.program.parameters(), *factors.program.buffers()]
+    assert all(value.dtype == torch.float64 for value in held if value.is_floating_point())
+    assert next(program.parameters()).dtype == torch.float32
+    post = dgm.infer(program, x, method=dgm.Gibbs(chains=2, warmup=2, draws=2), seed=0)
+    assert "element by element" not in post.how and post.draws["z_0"].shape == (2, 2, 30)

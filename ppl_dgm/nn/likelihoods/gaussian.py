@@ -24,8 +24,9 @@ class GaussianLikelihood(Likelihood):
         observed: D.
         floor: the smallest s_d, in the units of x.
         scale: "learned": one s_d for each dimension; "decoder": s_d(z) from the decoder, which then gives 2 D numbers, mean
-            and scale of each dimension together (a heteroscedastic Gaussian); a positive number: every s_d, in the units of x, nothing of it learned
-            (sqrt(1/2) makes -log p(x) the squared error up to a constant); "fixed": the same with `floor` as the number.
+            and scale of each dimension together (a heteroscedastic Gaussian); a positive number: every s_d, in the units of x,
+            nothing of it learned (sqrt(1/2) makes -log p(x) the squared error up to a constant); "fixed": the same with
+            `floor` as the number.
 
     Raises:
         ProgramError: values is given, floor is not positive, or scale is something else.
